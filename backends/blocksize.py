@@ -1,0 +1,130 @@
+"""The `blocksize` layer: requests of any offset and length over a source with limits.
+
+Reads and writes are cut to the maximum and widened to the minimum of what is below; a write that begins or
+ends inside a block reads that block first.  Invariant: whoever changes bytes holds the lock on all the blocks that
+it touches, so no read-modify-write can undo a neighbour's completed write.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from dataclasses import replace
+
+from nbdfs.errors import SourceError
+from nbdfs.rangelock import RangeLock
+from nbdfs.ranges import align_down, align_up, pieces
+from nbdfs.registry import LayerDriver, NoOptions, OpenContext
+from nbdfs.source import ALLOCATION, Backing, BlockSize, Extent, Layer, Source
+
+_MAXIMUM = 64 << 20  # bytes of one request from above
+
+
+class Blocksize(Layer):
+    """`below` without its block size limits.  Content is unchanged, so fast paths pass through."""
+
+    def __init__(self, below: Source) -> None:
+        super().__init__(below)
+        block = below.info.block
+        self._block = block.minimum
+        self._step = max(align_down(block.maximum, block.minimum), block.minimum)
+        self._lock = RangeLock()
+        self.info = replace(below.info, block=BlockSize(1, block.preferred, _MAXIMUM))
+
+    async def pread_into(self, buffer: memoryview, offset: int) -> None:
+        length = len(buffer)
+        first, last = align_down(offset, self._block), align_up(offset + length, self._block)
+        if first == offset and last == offset + length:
+            for at, size in pieces(offset, length, self._step):
+                await self.below.pread_into(buffer[at - offset : at - offset + size], at)
+            return
+        head, tail = self._inside(offset, length)
+        if head < tail:  # the whole blocks go straight into place
+            await self.pread_into(buffer[head - offset : tail - offset], head)
+        for at, start, stop in self._edges(offset, length):
+            block = await self._read_block(at)
+            buffer[start - offset : stop - offset] = block[start - at : stop - at]
+
+    async def pwrite(self, data: memoryview, offset: int, *, fua: bool = False) -> None:
+        length = len(data)
+        async with self._lock.hold(*self._blocks(offset, length)):
+            head, tail = self._inside(offset, length)
+            for at, size in pieces(head, max(tail - head, 0), self._step):
+                await self.below.pwrite(data[at - offset : at - offset + size], at, fua=fua)
+            for at, start, stop in self._edges(offset, length):
+                block = await self._read_block(at)
+                block[start - at : stop - at] = data[start - offset : stop - offset]
+                await self.below.pwrite(block, at, fua=fua)
+
+    async def flush(self) -> None:
+        await self.below.flush()
+
+    async def trim(self, offset: int, length: int, *, fua: bool = False) -> None:
+        head, tail = self._inside(offset, length)
+        if head < tail:  # a trim is a hint: the parts of blocks at its ends are left alone
+            async with self._lock.hold(head, tail - head):
+                await self.below.trim(head, tail - head, fua=fua)
+
+    async def zero(
+        self, offset: int, length: int, *, may_trim: bool = True, fast: bool = False, fua: bool = False
+    ) -> None:
+        head, tail = self._inside(offset, length)
+        edges = list(self._edges(offset, length))
+        if fast and edges:
+            raise SourceError(errno.ENOTSUP, "no fast way to zero a part of a block", where=self.info.description)
+        async with self._lock.hold(*self._blocks(offset, length)):
+            if head < tail:
+                await self.below.zero(head, tail - head, may_trim=may_trim, fast=fast, fua=fua)
+            for at, start, stop in edges:
+                block = await self._read_block(at)
+                block[start - at : stop - at] = bytes(stop - start)
+                await self.below.pwrite(block, at, fua=fua)
+
+    async def extents(self, offset: int, length: int, *, context: str = ALLOCATION, one: bool = False) -> list[Extent]:
+        first, size = self._blocks(offset, length)
+        found = await self.below.extents(first, size, context=context, one=one)
+        if not found or found[0].offset != first or found[0].length <= offset - first:
+            raise SourceError(errno.EIO, f"extents do not begin at {first}", where=self.info.description)
+        cut = offset - first
+        return [Extent(offset, found[0].length - cut, found[0].flags), *found[1:]]
+
+    async def cache(self, offset: int, length: int) -> None:
+        await self.below.cache(*self._blocks(offset, length))
+
+    def view(self, offset: int, length: int, *, writable: bool = False) -> memoryview | None:
+        if (offset | length) & (self._block - 1):
+            return None
+        return self.below.view(offset, length, writable=writable)
+
+    def backing(self) -> Backing | None:
+        return self.below.backing()
+
+    def _blocks(self, offset: int, length: int) -> tuple[int, int]:
+        """The range widened to whole blocks."""
+        first = align_down(offset, self._block)
+        return first, align_up(offset + length, self._block) - first
+
+    def _inside(self, offset: int, length: int) -> tuple[int, int]:
+        """The whole blocks inside the range: [head, tail), empty if head >= tail."""
+        return align_up(offset, self._block), align_down(offset + length, self._block)
+
+    def _edges(self, offset: int, length: int) -> Iterator[tuple[int, int, int]]:
+        """The blocks the range only touches: (block's offset, start and stop of the range in it)."""
+        end = offset + length
+        first, last = align_down(offset, self._block), align_down(end, self._block)
+        if first != offset:
+            yield first, offset, min(end, first + self._block)
+        if last != end and (last != first or first == offset):
+            yield last, max(offset, last), end
+
+    async def _read_block(self, offset: int) -> memoryview:
+        block = memoryview(bytearray(self._block))
+        await self.below.pread_into(block, offset)
+        return block
+
+
+def _open(below: Source, options: NoOptions, context: OpenContext) -> Source:
+    return Blocksize(below)
+
+
+DRIVER = LayerDriver("blocksize", "cut and align requests to what the source below accepts", open=_open)

@@ -1,0 +1,105 @@
+"""The `nbdfs` command: find the subcommand, parse, run it, turn errors into one line and an exit status."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import os
+import pkgutil
+import sys
+import traceback
+from collections.abc import Sequence
+from types import ModuleType
+from typing import NoReturn
+
+import nbdfs
+import nbdfs.cli
+from nbdfs.errors import UsageError, UserError
+from nbdfs.registry import nearest
+
+log = logging.getLogger(__name__)
+
+_LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that reports through UsageError, so that every error looks alike."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+
+def commands() -> list[str]:
+    """The names of the subcommands."""
+    modules = pkgutil.iter_modules(nbdfs.cli.__path__)
+    return sorted(info.name for info in modules if info.name != "main" and not info.name.startswith("_"))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; give its exit status: 0, 1 failure, 2 usage."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    called = os.path.basename(sys.argv[0])
+    if arguments is None and called.startswith("nbd") and called != "nbdfs":
+        words = ["compat", called, *words]  # a symlink with a peer's name
+    try:
+        return _dispatch(words)
+    except UserError as error:
+        _report(error)
+        return error.exit_status
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nothing more can be said, also not at exit
+        return 1
+
+
+def _dispatch(words: list[str]) -> int:
+    if words[:1] in (["-V"], ["--version"]):
+        print(f"nbdfs {nbdfs.__version__}")
+        return 0
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0 if words else 2
+    name, *rest = words
+    if name not in commands():
+        raise UsageError(f"there is no command '{name}'{nearest(name, commands())}")
+    module = _load(name)
+    parser = Parser(
+        prog=f"nbdfs {name}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    module.add_arguments(parser)
+    if "-v" not in parser._option_string_actions:
+        parser.add_argument("-v", "--verbose", action="count", default=0, help="say more; -vv also shows tracebacks")
+    parsed = parser.parse_args(rest)
+    set_up_logging(parsed.verbose)
+    return int(module.run(parsed))
+
+
+def set_up_logging(verbose: int, file: str = "") -> None:
+    """Log to stderr, or to a file, one line each."""
+    handler = logging.FileHandler(file) if file else logging.StreamHandler()
+    stamp = "%(asctime)s " if file else ""
+    handler.setFormatter(logging.Formatter(f"{stamp}nbdfs: %(message)s"))
+    logging.basicConfig(level=_LEVELS[min(verbose, 2)], handlers=[handler], force=True)
+
+
+def _load(name: str) -> ModuleType:
+    return importlib.import_module(f"nbdfs.cli.{name}")
+
+
+def _help() -> str:
+    lines = [f"  {name:10} {_load(name).SUMMARY}" for name in commands()]
+    return "\n".join(
+        ["usage: nbdfs COMMAND ...", "", nbdfs.__doc__ or "", "", *lines, "", "nbdfs COMMAND --help tells more."]
+    )
+
+
+def _report(error: UserError) -> None:
+    print(f"nbdfs: {error}", file=sys.stderr)
+    if logging.getLogger().isEnabledFor(logging.DEBUG):
+        traceback.print_exc()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

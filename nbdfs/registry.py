@@ -1,0 +1,223 @@
+"""What sources and layers there are, and the options each one takes.
+
+A driver is one module or folder in `backends/`, named after itself (`-` becomes `_`), that
+holds one record, `DRIVER`.  Command line help, `nbdfs sources`, the tables of the manual and the
+checks of a spec are all made from that record.  Other packages add drivers by the entry points
+`nbdfs.sources` and `nbdfs.layers`, each naming a record.
+
+A driver's options are a frozen dataclass whose fields are made with `option()`.  A record must be
+cheap to import: what is heavy is imported by its `open`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import importlib
+import importlib.metadata
+import pkgutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Any
+
+from nbdfs.errors import UsageError, UserError
+from nbdfs.secret import Secret
+from nbdfs.source import Source
+from nbdfs.units import parse_duration, parse_size
+
+
+@dataclass(frozen=True)
+class Kind:
+    """The type of an option: how it is called in help, and how its text is read."""
+
+    name: str
+    parse: Callable[[str], object]
+    secret: bool = False
+
+
+def _parse_bool(text: str) -> bool:
+    try:
+        return {"true": True, "yes": True, "on": True, "1": True, "": True,
+                "false": False, "no": False, "off": False, "0": False}[text.lower()]  # fmt: skip
+    except KeyError:
+        raise UsageError(f"'{text}' is neither true nor false") from None
+
+
+def _parse_int(text: str) -> int:
+    try:
+        return int(text, 0)
+    except ValueError:
+        raise UsageError(f"'{text}' is not a whole number") from None
+
+
+def _parse_float(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise UsageError(f"'{text}' is not a number") from None
+
+
+SIZE = Kind("SIZE", parse_size)
+DURATION = Kind("SECONDS", parse_duration)
+INTEGER = Kind("N", _parse_int)
+NUMBER = Kind("NUMBER", _parse_float)
+BOOLEAN = Kind("BOOL", _parse_bool)
+TEXT = Kind("TEXT", str)
+PATH = Kind("PATH", str)
+SPEC = Kind("SPEC", str)
+SECRET = Kind("SECRET", Secret, secret=True)
+
+
+def choice(*values: str) -> Kind:
+    """An option that takes one of a few words."""
+
+    def parse(text: str) -> str:
+        if text not in values:
+            raise UsageError(f"'{text}' is none of {', '.join(values)}")
+        return text
+
+    return Kind("|".join(values), parse)
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a driver, as help and checks see it."""
+
+    name: str
+    kind: Kind
+    default: object
+    help: str
+
+
+def option(default: Any, kind: Kind, help: str) -> Any:
+    """A field of an options dataclass."""
+    return dataclasses.field(default=default, metadata={"kind": kind, "help": help})
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """The options of a driver that has none."""
+
+
+@dataclass(frozen=True)
+class OpenContext:
+    """What a driver is told beside its options.
+
+    `readonly`: nobody will write, so open without write access.  `open` opens another spec (for
+    an option of kind SPEC), to be closed by the driver.  `argv` is the command of a captive server.
+    """
+
+    readonly: bool
+    open: Callable[[str], AbstractAsyncContextManager[Source]]
+    argv: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Driver:
+    """The record of a source or layer.
+
+    `name` is its word in a spec, `summary` one line of help, `options` a dataclass (see `option`), `extra`
+    the pip extra that brings what it imports.
+    """
+
+    name: str
+    summary: str
+    options: type[Any] = NoOptions
+    extra: str = ""
+
+    @property
+    def option_table(self) -> tuple[Option, ...]:
+        return tuple(
+            Option(field.name.replace("_", "-"), field.metadata["kind"], field.default, field.metadata["help"])
+            for field in dataclasses.fields(self.options)
+        )
+
+    def parse_options(self, texts: Iterable[tuple[str, str]]) -> Any:
+        """An instance of `options`; unknown names, doubles and wrong values are usage errors."""
+        known = {option.name: option for option in self.option_table}
+        values: dict[str, object] = {}
+        for name, text in texts:
+            if name not in known:
+                raise UsageError(f"{self.name} has no option '{name}'{nearest(name, known)}")
+            field = name.replace("-", "_")
+            if field in values:
+                raise UsageError(f"{self.name}: the option '{name}' is given twice")
+            try:
+                values[field] = known[name].kind.parse(text)
+            except UsageError as error:
+                raise UsageError(f"{self.name}: {name}: {error}") from error
+        return self.options(**values)
+
+
+@dataclass(frozen=True)
+class SourceDriver(Driver):
+    """A leaf.  `open(argument, options, context)` gives the source as an async context manager.
+
+    `argument` names what follows the colon in help.  `schemes` are URI schemes that select the driver by themselves;
+    it then gets the whole URI as its argument.
+    """
+
+    open: Callable[[str, Any, OpenContext], AbstractAsyncContextManager[Source]] = dataclasses.field(kw_only=True)
+    argument: str = dataclasses.field(default="", kw_only=True)
+    schemes: tuple[str, ...] = dataclasses.field(default=(), kw_only=True)
+
+
+@dataclass(frozen=True)
+class LayerDriver(Driver):
+    """A layer.  `open(below, options, context)` gives the source as an async context manager."""
+
+    open: Callable[[Source, Any, OpenContext], AbstractAsyncContextManager[Source]] = dataclasses.field(kw_only=True)
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?`, or the list of what there is."""
+    names = sorted(known)
+    close = difflib.get_close_matches(word, names, 1)
+    if close:
+        return f"; did you mean '{close[0]}'?"
+    return f"; there are: {', '.join(names)}" if names else "; it takes none"
+
+
+@functools.cache
+def _in_tree() -> Mapping[str, str]:
+    import nbdfs.backends
+
+    return {info.name.replace("_", "-"): info.name for info in pkgutil.iter_modules(nbdfs.backends.__path__)}
+
+
+@functools.cache
+def _entry_points() -> Mapping[str, importlib.metadata.EntryPoint]:
+    groups = ("nbdfs.sources", "nbdfs.layers")
+    return {point.name: point for group in groups for point in importlib.metadata.entry_points(group=group)}
+
+
+def find(name: str) -> Driver:
+    """The driver of that name; a usage error names the nearest there is."""
+    if name in _in_tree():
+        driver = importlib.import_module(f"nbdfs.backends.{_in_tree()[name]}").DRIVER
+    elif name in _entry_points():
+        driver = _entry_points()[name].load()
+    else:
+        raise UsageError(f"there is no source or layer '{name}'{nearest(name, names())}")
+    if not isinstance(driver, Driver):
+        raise UserError(f"{name}: its registry record is not a Driver")
+    return driver
+
+
+def names() -> Sequence[str]:
+    """The names of all drivers."""
+    return sorted({*_in_tree(), *_entry_points()})
+
+
+def find_scheme(scheme: str) -> SourceDriver | None:
+    """The source that a URI of this scheme selects."""
+    likely = sorted(
+        names(), key=lambda name: not scheme.startswith(name)
+    )  # most schemes begin with their driver's name
+    for name in likely:
+        driver = find(name)
+        if isinstance(driver, SourceDriver) and scheme in driver.schemes:
+            return driver
+    return None

@@ -1,0 +1,202 @@
+"""The interface every source and layer implements.
+
+A *source* is a block device opened from a spec; a *layer* is a source over another source.
+Front ends never call a source directly: `nbdfs.checked.Checked` stands in between and
+enforces the contract written here, so an implementation may rely on it:
+
+* offsets and lengths lie inside the device, lengths are not zero, and both are multiples of
+  `BlockSize.minimum`;
+* an operation is called only if `SourceInfo.caps` declares it;
+* the buffer given to an operation stays untouched by others until the operation returns.
+
+In return every operation is all or error: it does the whole of what was asked or raises an
+`OSError` with an errno (`nbdfs.errors.SourceError` for anything that is not a failed system
+call).  After an operation returned or was cancelled, the implementation no longer touches the
+caller's buffer.
+"""
+
+from __future__ import annotations
+
+import abc
+import enum
+import errno
+from dataclasses import dataclass
+from types import TracebackType
+from typing import NamedTuple, Self
+
+import trio
+
+from nbdfs.errors import SourceError
+
+ALLOCATION = "base:allocation"  # NBD metadata context: which parts are allocated, which read as zero
+RESIDENT = "nbdfs:resident"  # which parts can be read without fetching them from elsewhere
+
+HOLE = 1  # NBD_STATE_HOLE: not allocated (in RESIDENT: not here yet)
+ZERO = 2  # NBD_STATE_ZERO: reads as zero
+
+MAX_SIZE = (1 << 63) - 1  # bytes; NBD and off_t hold no more
+CLOSE_TIMEOUT = 30.0  # seconds that closing may take, whatever is cancelled meanwhile
+
+
+class Caps(enum.Flag):
+    """What a source can do.  What is not declared is never called."""
+
+    NONE = 0
+    WRITE = enum.auto()
+    FLUSH = enum.auto()  # has volatile state that flush() makes durable
+    FUA = enum.auto()  # can make a single request durable; without it the door flushes instead
+    TRIM = enum.auto()
+    ZERO = enum.auto()  # can zero without being sent zeroes
+    FAST_ZERO = enum.auto()  # zero(fast=True) is answered at once, by success or ENOTSUP
+    EXTENTS = enum.auto()
+    CACHE = enum.auto()  # cache() fetches a range ahead of a read
+    MULTI_CONN = enum.auto()  # a flush covers the completed writes of every connection
+    ROTATIONAL = enum.auto()
+    IMMEDIATE = enum.auto()  # every operation finishes without waiting: data in memory
+
+
+@dataclass(frozen=True)
+class BlockSize:
+    """Request sizes in bytes, as in NBD_INFO_BLOCK_SIZE.
+
+    `minimum` is a power of two that every offset and length is a multiple of; `maximum` is the
+    longest read or write accepted (other operations have no limit).
+    """
+
+    minimum: int = 1
+    preferred: int = 4096
+    maximum: int = 32 << 20
+
+
+@dataclass(frozen=True)
+class SourceInfo:
+    """The facts of an open source; they never change while it is open.
+
+    `size` is in bytes and is a multiple of `block.minimum`.  `identity` names the content
+    (a UUID, an ETag, an info-hash) as the key of caches; empty where nothing names it.
+    """
+
+    size: int
+    caps: Caps = Caps.NONE
+    block: BlockSize = BlockSize()
+    description: str = ""
+    identity: str = ""
+    contexts: tuple[str, ...] = (ALLOCATION,)
+
+
+class Extent(NamedTuple):
+    """A run of `length` bytes at `offset` with the same `flags` (HOLE, ZERO; 0 is data)."""
+
+    offset: int
+    length: int
+    flags: int
+
+
+class Backing(NamedTuple):
+    """A file descriptor that *is* the data: byte N of the source is byte `offset` + N of `fd`.
+
+    The descriptor stays the source's own.  `fixed_size` says that a write to it can never make it
+    grow (a sealed memfd, a block device, a descriptor that is read-only).
+    """
+
+    fd: int
+    offset: int
+    fixed_size: bool
+
+
+class Source(abc.ABC):
+    """An open block device.  Use it as an async context manager; leaving it closes it.
+
+    `info` is valid from entry on.  Only `pread_into` is mandatory; whatever else a source
+    implements it declares in `info.caps`.
+    """
+
+    info: SourceInfo
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with trio.move_on_after(CLOSE_TIMEOUT, shield=True):
+            await self.aclose()
+
+    async def aclose(self) -> None:
+        """Release everything.  Called once, when no operation is under way; does not flush.
+
+        It runs shielded from cancellation, for CLOSE_TIMEOUT at most.  A source that is a generator with a nursery
+        of its own (`asynccontextmanager`) must do the same."""
+        return
+
+    @abc.abstractmethod
+    async def pread_into(self, buffer: memoryview, offset: int) -> None:
+        """Fill the whole of `buffer` (writable, bytes) from `offset`."""
+
+    async def pwrite(self, data: memoryview, offset: int, *, fua: bool = False) -> None:
+        """Write all of `data` at `offset`; with `fua` it is durable on return."""
+        raise self._unsupported("write")
+
+    async def flush(self) -> None:
+        """Make every write that completed before this call durable."""
+        raise self._unsupported("flush")
+
+    async def trim(self, offset: int, length: int, *, fua: bool = False) -> None:
+        """Say that the content is no longer needed; what it reads as afterwards is not defined."""
+        raise self._unsupported("trim")
+
+    async def zero(
+        self, offset: int, length: int, *, may_trim: bool = True, fast: bool = False, fua: bool = False
+    ) -> None:
+        """Make the range read as zero.
+
+        `may_trim` allows a hole, else the space stays allocated.  With `fast` the call raises
+        ENOTSUP at once if it would be no faster than writing zeroes.
+        """
+        raise self._unsupported("zero")
+
+    async def extents(self, offset: int, length: int, *, context: str = ALLOCATION, one: bool = False) -> list[Extent]:
+        """Describe the range in one of `info.contexts`.
+
+        Extents ascend without gaps and begin at `offset`; there is at least one.  They may stop
+        short of the range, or with the last one pass its end.  `one` asks for the first only.
+        """
+        raise self._unsupported("extents")
+
+    async def cache(self, offset: int, length: int) -> None:
+        """Fetch the range, so that a read of it need not wait."""
+        raise self._unsupported("cache")
+
+    def view(self, offset: int, length: int, *, writable: bool = False) -> memoryview | None:
+        """The bytes themselves if they are in memory, else None.  Never waits.
+
+        The view is read, or with `writable` written, before the caller's next checkpoint.
+        """
+        return None
+
+    def backing(self) -> Backing | None:
+        """A plain file that is the data, if there is one."""
+        return None
+
+    def _unsupported(self, operation: str) -> SourceError:
+        return SourceError(errno.ENOTSUP, f"{operation} is not supported", where=self.info.description)
+
+
+class Layer(Source):
+    """A source over `below`.  It passes nothing on by itself.
+
+    Capabilities and fast paths that a layer does not state it does not have: an operation
+    unknown to a layer must vanish there, since passing it through could bypass what the layer does.
+    The layer does not close `below`; the stack does.
+    """
+
+    def __init__(self, below: Source) -> None:
+        self.below = below
+
+
+async def read(source: Source, offset: int, length: int) -> bytearray:
+    """Read `length` bytes at `offset` into memory of their own."""
+    data = bytearray(length)
+    if length:
+        await source.pread_into(memoryview(data), offset)
+    return data

@@ -1,0 +1,140 @@
+"""Build the stack of sources and layers that a spec names, and take it down again.
+
+Opening goes from the leaf up, closing from the top down.  A `blocksize` layer is put on whatever cannot take every
+offset, length or request size, so that no other layer need care.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from nbdfs import registry, spec
+from nbdfs.backends.blocksize import Blocksize
+from nbdfs.checked import Checked
+from nbdfs.errors import UsageError, UserError
+from nbdfs.registry import Driver, LayerDriver, OpenContext, SourceDriver
+from nbdfs.source import Source
+from nbdfs.spec import Segment, Spec
+
+_LARGEST_REQUEST = 32 << 20  # bytes; what a front end may ask for at once
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A spec with its names looked up and its options read: nothing of it is open yet."""
+
+    layers: tuple[tuple[LayerDriver, Any], ...]
+    source: SourceDriver
+    options: Any
+    argument: str
+    argv: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """The spec in canonical form, secrets left out."""
+        leaf = self.argument if not self.argv else f"[ {' '.join(self.argv)} ]"
+        shown = _shown(self.source, self.options)
+        if not (leaf.startswith(("/", ".")) or "://" in leaf or self.argv) or "," in shown:
+            leaf = f"{shown}:{leaf}"
+        return "".join(f"{_shown(driver, options)}::" for driver, options in self.layers) + leaf
+
+
+def plan(text: str | Spec) -> Plan:
+    """Look up every name of a spec.  Raises UsageError for what is unknown or makes no sense."""
+    parsed = spec.parse(text) if isinstance(text, str) else text
+    segments = list(parsed.layers)
+    source, leaf, argument = _leaf(parsed)
+    if segments and parsed.source is None and isinstance(registry.find(segments[-1].name), SourceDriver):
+        leaf = segments.pop()  # `http,connections=8::https://host/x`: the options of the leaf itself
+        source = _source_driver(leaf.name)
+    layers = tuple((_layer_driver(segment.name), segment) for segment in segments)
+    return Plan(
+        tuple((driver, driver.parse_options(segment.options)) for driver, segment in layers),
+        source,
+        source.parse_options(leaf.options),
+        argument,
+        parsed.argv,
+    )
+
+
+def _leaf(parsed: Spec) -> tuple[SourceDriver, Segment, str]:
+    if parsed.argv:
+        return _source_driver("nbd"), Segment("nbd"), ""
+    if parsed.source:
+        whole = f"{parsed.source}:{parsed.argument}"
+        if not parsed.source.options and (by_scheme := _by_scheme(parsed.source.name)):
+            return by_scheme, Segment(by_scheme.name), whole  # a URI without slashes, as magnet:?xt=...
+        return _source_driver(parsed.source.name), parsed.source, parsed.argument
+    if parsed.scheme:
+        driver = registry.find_scheme(parsed.scheme)
+        if driver is None:
+            raise UsageError(f"no source knows the scheme '{parsed.scheme}://' of {parsed.argument}")
+        return driver, Segment(driver.name), parsed.argument
+    if parsed.argument in registry.names() and not os.path.exists(parsed.argument):
+        raise UsageError(f"'{parsed.argument}' is no file, and as a source it needs an argument: {parsed.argument}:...")
+    return _source_driver("file"), Segment("file"), parsed.argument
+
+
+def _by_scheme(name: str) -> SourceDriver | None:
+    return None if name in registry.names() else registry.find_scheme(name)
+
+
+def _source_driver(name: str) -> SourceDriver:
+    driver = registry.find(name)
+    if not isinstance(driver, SourceDriver):
+        raise UsageError(f"{name} is a layer and needs a source under it: {name}::SOURCE")
+    return driver
+
+
+def _layer_driver(name: str) -> LayerDriver:
+    driver = registry.find(name)
+    if not isinstance(driver, LayerDriver):
+        raise UsageError(f"{name} is a source, not a layer: it can only stand at the end of a spec")
+    return driver
+
+
+def _shown(driver: Driver, options: Any) -> str:
+    given = [
+        (option.name, "***" if option.kind.secret else str(value))
+        for option in driver.option_table
+        if (value := getattr(options, option.name.replace("-", "_"))) != option.default
+    ]
+    return str(Segment(driver.name, tuple(given)))
+
+
+@asynccontextmanager
+async def open_stack(text: str | Spec | Plan, *, readonly: bool = False, debug: bool = False) -> AsyncIterator[Checked]:
+    """Open what a spec names, behind its door.
+
+    `readonly` opens without write access.  `debug` puts a door between all layers too, so that each one's contract is
+    enforced.  Raises UsageError or UserError, one line each, if it cannot be opened.
+    """
+    planned = text if isinstance(text, Plan) else plan(text)
+
+    def nested(inner: str) -> AbstractAsyncContextManager[Source]:
+        return open_stack(inner, readonly=readonly, debug=debug)
+
+    context = OpenContext(readonly, nested, planned.argv)
+    async with AsyncExitStack() as stack:
+        top = await _enter(stack, planned.source, planned.source.open(planned.argument, planned.options, context))
+        for driver, options in reversed(planned.layers):
+            if debug:
+                top = Checked(top)
+            top = await _enter(stack, driver, driver.open(top, options, context))
+        yield Checked(top, readonly=readonly)
+
+
+async def _enter(stack: AsyncExitStack, driver: Driver, opening: AbstractAsyncContextManager[Source]) -> Source:
+    try:
+        source = await stack.enter_async_context(opening)
+    except OSError as error:
+        raise UserError(f"{driver.name}: {error}") from error
+    except ImportError as error:
+        raise UserError(f"{driver.name} needs {error.name}: pip install 'nbdfs[{driver.extra}]'") from error
+    block = source.info.block
+    if block.minimum > 1 or block.maximum < _LARGEST_REQUEST:
+        return Blocksize(source)
+    return source
