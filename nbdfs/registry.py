@@ -157,11 +157,19 @@ class SourceDriver(Driver):
 
     `argument` names what follows the colon in help.  `schemes` are URI schemes that select the driver by themselves;
     it then gets the whole URI as its argument.
+
+    `open_tree`, for a source that holds several files, opens all of them: keys are relative paths with `/`, safe to
+    show in a directory (no `..`, none hides another).  `describe(argument, options)` gives what is known without
+    opening anything, for `nbdfs info`: values that JSON can hold, under labels for people, in order.
     """
 
     open: Callable[[str, Any, OpenContext], AbstractAsyncContextManager[Source]] = dataclasses.field(kw_only=True)
     argument: str = dataclasses.field(default="", kw_only=True)
     schemes: tuple[str, ...] = dataclasses.field(default=(), kw_only=True)
+    open_tree: Callable[[str, Any, OpenContext], AbstractAsyncContextManager[Mapping[str, Source]]] | None = (
+        dataclasses.field(default=None, kw_only=True)
+    )
+    describe: Callable[[str, Any], Mapping[str, Any]] | None = dataclasses.field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True)
