@@ -1,0 +1,75 @@
+"""What every test can use: the markers, the corpus of images, and a user without privileges."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+NOBODY = 65534
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "long: a campaign of minutes; `make test-long` runs it")
+    config.addinivalue_line("markers", "root: needs to be root (mounts, namespaces, other users)")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.option.markexpr:
+        items[:], chosen_out = _split(items, "long")
+        if chosen_out:
+            config.hook.pytest_deselected(items=chosen_out)
+    if os.geteuid() != 0:
+        for item in items:
+            if item.get_closest_marker("root"):
+                item.add_marker(pytest.mark.skip(reason="needs root"))
+
+
+def _split(items: list[pytest.Item], marker: str) -> tuple[list[pytest.Item], list[pytest.Item]]:
+    without = [item for item in items if not item.get_closest_marker(marker)]
+    return without, [item for item in items if item.get_closest_marker(marker)]
+
+
+@pytest.fixture(scope="session")
+def corpus() -> Path:
+    """The folder of images made by other programs: $NBDFS_CORPUS, or shared/corpus beside the repository."""
+    folder = Path(os.environ.get("NBDFS_CORPUS") or ROOT.parent / "shared" / "corpus")
+    if not folder.is_dir():
+        pytest.skip(f"there is no corpus in {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def unprivileged() -> list[str]:
+    """The words that, put before a command, run it as a user without privileges (empty if we are one).
+
+    The user may open /dev/fuse, as udev's rule has it.  Where Python or the project lies in a folder closed to others
+    the user is lent the right to read everything, and nothing more.  Give such a command a folder it may write to:
+    `nobody_path`.
+    """
+    if os.geteuid() != 0:
+        return []
+    fuse = Path("/dev/fuse")
+    if stat.S_IMODE(fuse.stat().st_mode) != 0o666:
+        fuse.chmod(0o666)
+    words = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
+    if subprocess.run([*words, sys.executable, "-c", "import nbdfs"], cwd=ROOT, capture_output=True).returncode:
+        words += ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
+    return words
+
+
+@pytest.fixture
+def nobody_path(tmp_path: Path) -> Path:
+    """A folder of the user that `unprivileged` is, reachable by it."""
+    folder = tmp_path / "nobody"
+    folder.mkdir()
+    if os.geteuid() == 0:
+        os.chown(folder, NOBODY, NOBODY)
+        for parent in tmp_path, *tmp_path.parents[:2]:  # pytest closes its own folders to others
+            parent.chmod(parent.stat().st_mode | 0o011)
+    return folder
