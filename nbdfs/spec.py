@@ -20,6 +20,7 @@ from nbdfs.errors import UsageError
 
 _SEGMENT = re.compile(r"([a-z][a-z0-9-]*)((?:,[^,:=]+(?:=(?:[^,:]|:(?!:))*)?)*)::")
 _LEAF = re.compile(r"([a-z][a-z0-9-]*)((?:,[^,:=]+(?:=[^,:]*)?)*):(?!//)")
+_FOLD = "\0"  # between the words of a folded captive server: what no argument can hold
 _URI = re.compile(r"([a-z][a-z0-9+.-]*)://")
 
 
@@ -65,6 +66,8 @@ def parse(text: str) -> Spec:
     leaf = text[at:]
     if not leaf:
         raise UsageError(f"the spec '{text}' names no source: write a URI, a path or NAME:ARGUMENT")
+    if leaf.startswith("[" + _FOLD):
+        return Spec(tuple(layers), argv=tuple(leaf.split(_FOLD)[1:-1]))
     if match := _URI.match(leaf):
         return Spec(tuple(layers), None, match[1], leaf)
     if match := _LEAF.match(leaf):
@@ -72,27 +75,36 @@ def parse(text: str) -> Spec:
     return Spec(tuple(layers), None, "", leaf)
 
 
-def parse_arguments(arguments: Sequence[str]) -> tuple[Spec, Sequence[str]]:
-    """Parse the spec at the head of a command's arguments; give it and what follows.
+def fold_captives(words: Sequence[str]) -> list[str]:
+    """Fold each `[ CMD ARGS ]` of a command line into one word, which `parse` reads.
 
-    `[ CMD ARGS ]` (each bracket an argument of its own, brackets inside paired) is a captive server; the word
-    before the first bracket may hold layers: `luks,...:: [ CMD ]`.
+    Every bracket is a word of its own, brackets inside are paired.  A word before it that ends in `::` (layers)
+    becomes part of it.  Nothing is folded after `--`.  Raises UsageError for a bracket that has no partner.
     """
-    if not arguments:
-        raise UsageError("a source is missing: write a URI, a path or NAME:ARGUMENT")
-    first, *rest = arguments
-    if first != "[" and first.endswith("::") and rest[:1] == ["["]:
-        captive, rest = parse_arguments(rest)
-        return Spec(parse(first + "x").layers, argv=captive.argv), rest
-    if first != "[":
-        return parse(first), rest
-    depth = 1
-    for index, word in enumerate(rest):
-        depth += {"[": 1, "]": -1}.get(word, 0)
+    folded: list[str] = []
+    index = 0
+    while index < len(words):
+        word = words[index]
+        if word == "--":
+            return [*folded, *words[index:]]
+        if word == "[":
+            end = _closing(words, index)
+            layers = folded.pop() if folded and folded[-1].endswith("::") else ""
+            word = layers + _FOLD.join(["[", *words[index + 1 : end], "]"])
+            index = end
+        folded.append(word)
+        index += 1
+    return folded
+
+
+def _closing(words: Sequence[str], opening: int) -> int:
+    depth = 0
+    for index in range(opening, len(words)):
+        depth += {"[": 1, "]": -1}.get(words[index], 0)
         if depth == 0:
-            if index == 0:
+            if index == opening + 1:
                 raise UsageError("there is no command between [ and ]")
-            return Spec(argv=tuple(rest[:index])), rest[index + 1 :]
+            return index
     raise UsageError("the [ of a command has no ]: write [ CMD ARGS ] with blanks around the brackets")
 
 

@@ -17,6 +17,7 @@ import nbdfs
 import nbdfs.cli
 from nbdfs.errors import UsageError, UserError
 from nbdfs.registry import nearest
+from nbdfs.spec import fold_captives
 
 log = logging.getLogger(__name__)
 
@@ -69,9 +70,8 @@ def _dispatch(words: list[str]) -> int:
         prog=f"nbdfs {name}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     module.add_arguments(parser)
-    if "-v" not in parser._option_string_actions:
-        parser.add_argument("-v", "--verbose", action="count", default=0, help="say more; -vv also shows tracebacks")
-    parsed = parser.parse_args(rest)
+    parser.add_argument("-v", "--verbose", action="count", default=0, help="say more; -vv also shows tracebacks")
+    parsed = parser.parse_args(fold_captives(rest))
     set_up_logging(parsed.verbose)
     return int(module.run(parsed))
 

@@ -1,0 +1,76 @@
+"""Mount a source on a private file, run a command with {} replaced by its path, unmount, exit with its status.
+
+Example: nbdfs run memory:1G -- qemu-system-x86_64 -m 1G -machine memory-backend=ram
+         -object memory-backend-file,id=ram,size=1G,mem-path={},share=on ...
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from collections.abc import Sequence
+
+import trio
+
+from nbdfs import supervise
+from nbdfs.cli import _mounting
+from nbdfs.errors import UsageError, UserError
+from nbdfs.fuse.options import HELP, parse_options
+
+SUMMARY = "run a command on a source that is mounted for it"
+
+_END_TIMEOUT = 10.0  # seconds the command gets after SIGTERM before it is killed
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("spec", metavar="SPEC", help="the source")
+    parser.add_argument(
+        "command", nargs=argparse.REMAINDER, metavar="-- CMD", help="the command; {} stands for the file"
+    )
+    parser.add_argument("-o", "--options", action="append", default=[], metavar="OPTS", help=HELP)
+    parser.add_argument("-r", "--readonly", action="store_true", help="let nobody write")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    command = arguments.command[1:] if arguments.command[:1] == ["--"] else arguments.command
+    if not command:
+        raise UsageError("a command is missing: nbdfs run SPEC -- CMD {} ...")
+    options = parse_options([*arguments.options, *(["ro"] if arguments.readonly else [])])
+    with tempfile.TemporaryDirectory(prefix="nbdfs-run-") as folder:
+        order = _mounting.order([arguments.spec], os.path.join(folder, "disk"), options)
+        return trio.run(_serve, order, command)
+
+
+async def _serve(order: _mounting.Order, command: Sequence[str]) -> int:
+    status = 0
+    async with _mounting.live(order) as (session, _):
+        words = [word.replace("{}", session.target) for word in command]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_stop_on_signal, nursery)
+            status = await _run(words)
+            nursery.cancel_scope.cancel()
+    return status
+
+
+async def _run(words: Sequence[str]) -> int:
+    """The exit status of a command, 128 + N if signal N ended it; ended itself if we are cancelled."""
+    try:
+        process = await trio.lowlevel.open_process(list(words))
+    except OSError as error:
+        raise UserError(f"cannot run {words[0]}: {error.strerror}") from error
+    try:
+        status = await process.wait()
+    finally:
+        if process.poll() is None:
+            with trio.move_on_after(_END_TIMEOUT, shield=True):
+                process.terminate()
+                await process.wait()
+            if process.poll() is None:
+                process.kill()
+    return status if status >= 0 else 128 - status
+
+
+async def _stop_on_signal(nursery: trio.Nursery) -> None:
+    await supervise.until_stopped()
+    nursery.cancel_scope.cancel()

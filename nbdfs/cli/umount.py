@@ -1,0 +1,71 @@
+"""End mounts: unmount, and wait until the process behind each has flushed and gone.
+
+Also takes away what a killed process left behind ("Transport endpoint is not connected").
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import os
+import select
+
+from nbdfs.errors import UserError
+from nbdfs.fuse import mounting
+
+SUMMARY = "end a mount"
+
+_WAIT = 60.0  # seconds for the process behind a mount to end
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("targets", nargs="+", metavar="FILE|DIR", help="what is mounted")
+    parser.add_argument("-z", "--lazy", action="store_true", help="detach even while it is in use")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    for target in arguments.targets:
+        _end(os.path.abspath(target), arguments.lazy)
+    return 0
+
+
+def _end(path: str, lazy: bool) -> None:
+    target = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
+    if os.path.islink(target):
+        target = os.path.realpath(target)
+    if mounting.find_mount(target) is None:
+        raise UserError(f"{path} is not a mount: nothing to end there")
+    try:
+        process = _process(target)
+    except OSError as error:
+        if error.errno != errno.ENOTCONN:
+            raise UserError(f"cannot look at {path}: {error.strerror}") from error
+        lazy, process = True, None
+    try:
+        mounting.unmount(target, lazy=lazy)
+    except OSError as error:
+        hint = "close what uses it, or use --lazy" if error.errno == errno.EBUSY else "it needs its owner or root"
+        raise UserError(f"cannot unmount {path}: {error.strerror}; {hint}") from error
+    if process is not None:
+        _wait(process, path)
+
+
+def _process(target: str) -> int | None:
+    """A descriptor of the process that serves a mount, if it tells."""
+    os.stat(target)
+    name = "user.nbdfs.pid"
+    path = target
+    if os.path.isdir(target):
+        path = next((os.path.join(top, file) for top, _, files in os.walk(target) for file in files), target)
+    with contextlib.suppress(OSError, ValueError):
+        return os.pidfd_open(int(os.getxattr(path, name)))
+    return None
+
+
+def _wait(process: int, path: str) -> None:
+    try:
+        if not select.select([process], [], [], _WAIT)[0]:
+            raise UserError(f"{path} is unmounted, but its process did not end within {_WAIT:g} s")
+    finally:
+        os.close(process)

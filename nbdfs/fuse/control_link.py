@@ -1,0 +1,129 @@
+"""The way from the data plane to pyfuse3 and back: a socket pair that pyfuse3 takes as a mounted descriptor.
+
+Requests go over as they came; replies come back and two kinds are amended on their way to the kernel: INIT, for what
+pyfuse3's libfuse cannot negotiate, and OPEN, for flags it does not know.
+
+Invariant: at most `_MOST` requests that will be answered are on the other side at once, so that the
+socket's buffer never fills with them; what comes beyond waits here, in order.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import struct
+from collections import deque
+from collections.abc import Callable
+
+import trio
+
+from nbdfs.fuse import wire
+from nbdfs.fuse.wire import InitFlag, InitReply, InitRequest, Opcode
+
+log = logging.getLogger(__name__)
+
+_MOST = 64
+_LARGEST = 1 << 20  # bytes of one message
+_UNANSWERED = (Opcode.FORGET, Opcode.BATCH_FORGET)
+
+
+class ControlLink:
+    """Carries control requests of one connection.
+
+    `negotiate` turns the kernel's INIT into our reply; `open_flags(inode, flags)` gives what to put into the
+    reply to an OPEN: FOPEN_* flags and a backing id.
+    """
+
+    def __init__(
+        self,
+        device: int,
+        negotiate: Callable[[InitRequest], InitReply],
+        open_flags: Callable[[int, int], tuple[int, int]],
+    ) -> None:
+        self._device = device
+        self._negotiate = negotiate
+        self._open_flags = open_flags
+        self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for end in (self._ours, theirs):
+            end.setblocking(False)
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * _LARGEST)
+        self.theirs = theirs.detach()  # libfuse closes it
+        self._pending: dict[int, Callable[[memoryview], bytes | memoryview]] = {}
+        self._waiting: deque[tuple[int, int, bytes]] = deque()
+        self._initial: InitRequest | None = None
+
+    def close(self) -> None:
+        self._ours.close()
+
+    def forward(self, opcode: int, unique: int, inode: int, message: memoryview) -> None:
+        """Pass a request on, now or when there is room for it."""
+        if opcode == Opcode.INIT:
+            message = self._for_libfuse(message)
+        if opcode not in _UNANSWERED:
+            self._pending[unique] = self._amendment(opcode, inode, message)
+        if self._waiting or len(self._pending) > _MOST or not self._sent(message):
+            self._waiting.append((opcode, unique, bytes(message)))
+
+    async def carry_replies(self) -> None:
+        """Bring replies to the kernel, until cancelled or closed."""
+        buffer = memoryview(bytearray(_LARGEST))
+        while True:
+            try:
+                length = self._ours.recv_into(buffer)
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(self._ours)
+                continue
+            if not length:
+                return
+            self._answer(buffer[:length])
+            while self._waiting and self._sent(self._waiting[0][2]):
+                self._waiting.popleft()
+
+    def _sent(self, message: memoryview | bytes) -> bool:
+        try:
+            self._ours.send(message)
+        except BlockingIOError:
+            return False
+        return True
+
+    def _answer(self, message: memoryview) -> None:
+        _, error, unique = wire.OUT_HEADER.unpack_from(message)
+        amend = self._pending.pop(unique, None)
+        final = amend(message) if amend and not error else message
+        try:
+            os.write(self._device, final)
+        except OSError as failure:
+            log.debug("the kernel did not want a reply: %s", failure)
+
+    def _amendment(self, opcode: int, inode: int, message: memoryview) -> Callable[[memoryview], bytes | memoryview]:
+        if opcode == Opcode.INIT:
+            return self._amend_init
+        if opcode == Opcode.OPEN:
+            flags = wire.OPEN_IN.unpack_from(message, wire.BODY)[0]
+            return lambda reply: self._amend_open(reply, inode, flags)
+        return _as_it_is
+
+    def _for_libfuse(self, message: memoryview) -> memoryview:
+        """INIT as libfuse must see it: an older kernel, and one that cannot splice (it would splice our socket)."""
+        self._initial = InitRequest.parse(message)
+        flags = self._initial.flags & ~(InitFlag.SPLICE_WRITE | InitFlag.SPLICE_MOVE | InitFlag.SPLICE_READ)
+        flags &= ~(InitFlag.INIT_EXT | InitFlag.WRITEBACK_CACHE) & 0xFFFFFFFF
+        minor = min(self._initial.minor, wire.LEAST_MINOR)
+        changed = bytearray(message)
+        struct.pack_into("=IIII", changed, wire.BODY, self._initial.major, minor, self._initial.max_readahead, flags)
+        return memoryview(changed)
+
+    def _amend_init(self, message: memoryview) -> bytes:
+        assert self._initial is not None
+        unique = wire.OUT_HEADER.unpack_from(message)[2]
+        return wire.reply(unique, self._negotiate(self._initial).pack())
+
+    def _amend_open(self, message: memoryview, inode: int, flags: int) -> bytes:
+        _, _, unique = wire.OUT_HEADER.unpack_from(message)
+        handle = wire.OPEN_OUT.unpack_from(message, wire.OUT_HEADER.size)[0]
+        return wire.reply(unique, wire.OPEN_OUT.pack(handle, *self._open_flags(inode, flags)))
+
+
+def _as_it_is(message: memoryview) -> memoryview:
+    return message

@@ -1,0 +1,263 @@
+"""The control plane: lookup, attributes, open, directories, extended attributes, through pyfuse3.
+
+pyfuse3 ends its main loop on any exception but FUSEError, so every handler goes through `_guarded`, the barrier
+of this plane.  Reads and writes never come here; the data plane answers them.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import pyfuse3
+import trio
+from pyfuse3 import FUSEError
+
+from nbdfs.fuse.operations import zero
+from nbdfs.fuse.passthrough import Passthrough
+from nbdfs.fuse.tree import Directory, File, Node, Tree
+
+log = logging.getLogger(__name__)
+
+_ATTRIBUTE_TIMEOUT = 1.0  # seconds the kernel may keep attributes; our own changes reach it at once
+_ENTRY_TIMEOUT = 300.0
+_ACCESS_MODES = (os.O_WRONLY, os.O_RDWR)
+
+Handler = TypeVar("Handler", bound=Callable[..., Awaitable[Any]])
+
+
+def _guarded(handler: Handler) -> Handler:
+    @functools.wraps(handler)
+    async def guarded(*arguments: Any) -> Any:
+        try:
+            return await handler(*arguments)
+        except FUSEError:
+            raise
+        except OSError as error:
+            raise FUSEError(error.errno or errno.EIO) from error
+        except Exception as error:
+            log.exception("%s failed", handler.__name__)
+            raise FUSEError(errno.EIO) from error
+
+    return guarded  # type: ignore[return-value]
+
+
+class ControlPlane(pyfuse3.Operations):
+    """pyfuse3's view of a tree.  `timeout` is the deadline of what must ask a source, in seconds."""
+
+    supports_dot_lookup = True
+    enable_writeback_cache = False
+
+    def __init__(
+        self,
+        tree: Tree,
+        passthrough: Passthrough,
+        nursery: trio.Nursery,
+        timeout: float,
+        attributes: Callable[[File], dict[str, str]],
+    ) -> None:
+        super().__init__()
+        self._tree = tree
+        self._passthrough = passthrough
+        self._nursery = nursery
+        self._timeout = timeout
+        self._attributes = attributes
+        self._handles: dict[int, tuple[Node, bool]] = {}  # handle: node, whether it can write
+        self._next_handle = 1
+
+    # Names and attributes.
+
+    @_guarded
+    async def lookup(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        node = self._tree.lookup(parent_inode, name)
+        node.lookups += 1
+        return self._entry(node)
+
+    @_guarded
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        for inode, count in inode_list:
+            self._tree.forget(inode, count)
+
+    @_guarded
+    async def getattr(self, inode: int, ctx: pyfuse3.RequestContext | None) -> pyfuse3.EntryAttributes:
+        return self._entry(self._tree[inode])
+
+    @_guarded
+    async def setattr(
+        self,
+        inode: int,
+        attr: pyfuse3.EntryAttributes,
+        fields: pyfuse3.SetattrFields,
+        fh: int | None,
+        ctx: pyfuse3.RequestContext,
+    ) -> pyfuse3.EntryAttributes:
+        node = self._tree[inode]
+        emptied = False
+        if fields.update_size:
+            emptied = await self._truncate(self._tree.file(inode), attr.st_size)
+        if fields.update_mode:
+            node.permissions = attr.st_mode & 0o7777
+        if fields.update_uid:
+            node.uid = attr.st_uid
+        if fields.update_gid:
+            node.gid = attr.st_gid
+        if fields.update_atime:
+            node.atime = attr.st_atime_ns
+        if fields.update_mtime:
+            node.mtime = attr.st_mtime_ns
+        node.ctime = time.time_ns()
+        entry = self._entry(node)
+        if emptied:
+            # The kernel drops its cached pages only if it is told the size that it asked for.  It may keep this
+            # answer for no time at all, so whoever looks next sees the true size.
+            entry.st_size = 0
+            entry.attr_timeout = 0
+        return entry
+
+    async def _truncate(self, file: File, size: int) -> bool:
+        """Truncation to 0 clears the content; True if it did.  Any other change of size is refused."""
+        if size == file.size:
+            return False
+        if size:
+            raise FUSEError(errno.EPERM)
+        if not file.source.writable:
+            raise FUSEError(errno.EROFS)
+        with trio.move_on_after(self._timeout) as scope:
+            await zero(file, 0, file.size, punch=True)
+        if scope.cancelled_caught:
+            raise FUSEError(errno.EIO)
+        return True
+
+    def _entry(self, node: Node) -> pyfuse3.EntryAttributes:
+        entry = pyfuse3.EntryAttributes()
+        entry.st_ino = node.inode
+        entry.st_mode = node.mode
+        entry.st_uid, entry.st_gid = node.uid, node.gid
+        entry.st_blksize = 4096
+        entry.entry_timeout = _ENTRY_TIMEOUT
+        entry.attr_timeout = _ATTRIBUTE_TIMEOUT
+        entry.st_atime_ns, entry.st_mtime_ns, entry.st_ctime_ns = node.atime, node.mtime, node.ctime
+        if isinstance(node, File):
+            entry.st_size = node.size
+            entry.st_nlink = int(node.linked)
+            entry.st_blocks = -(-node.usage.allocated() // 512)
+            if node.usage.due():
+                self._nursery.start_soon(node.usage.count)
+            self._backing_times(node, entry)
+        elif isinstance(node, Directory):
+            entry.st_nlink = 2 + sum(isinstance(child, Directory) for child in node.children.values())
+        return entry
+
+    def _backing_times(self, file: File, entry: pyfuse3.EntryAttributes) -> None:
+        """In passthrough the kernel writes without telling us: the backing file knows when."""
+        backing = file.source.backing() if file.backing_id > 0 else None
+        if backing:
+            changed = os.fstat(backing.fd).st_mtime_ns
+            entry.st_mtime_ns = max(file.mtime, changed)
+            entry.st_ctime_ns = max(file.ctime, changed)
+
+    @_guarded
+    async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
+        files = [node for node in self._tree.files() if node.linked]
+        data = pyfuse3.StatvfsData()
+        data.f_bsize = data.f_frsize = 4096
+        data.f_blocks = sum(-(-node.size // 4096) for node in files)
+        data.f_bfree = data.f_bavail = max(data.f_blocks - sum(node.usage.allocated() // 4096 for node in files), 0)
+        data.f_files = len(files)
+        data.f_ffree = data.f_favail = 0
+        data.f_namemax = 255
+        return data
+
+    # Open files.
+
+    @_guarded
+    async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
+        file = self._tree.file(inode)
+        writes = flags & os.O_ACCMODE in _ACCESS_MODES
+        if writes and not file.source.writable:
+            raise FUSEError(errno.EROFS)
+        file.handles += 1
+        file.writers += writes
+        return pyfuse3.FileInfo(fh=self._new_handle(file, writes))
+
+    @_guarded
+    async def release(self, fh: int) -> None:
+        node, writes = self._handles.pop(fh)
+        if isinstance(node, File):
+            node.handles -= 1
+            node.writers -= writes
+            if not node.handles:
+                self._passthrough.close(node)
+
+    # Directories.
+
+    @_guarded
+    async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
+        return self._new_handle(self._tree.folder(inode), False)
+
+    @_guarded
+    async def releasedir(self, fh: int) -> None:
+        del self._handles[fh]
+
+    @_guarded
+    async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        folder = self._handles[fh][0]
+        assert isinstance(folder, Directory)
+        for number, (name, node) in enumerate(self._listing(folder), 1):
+            if number > start_id:
+                # The kernel counts a lookup for each entry it takes, except for the two dots.
+                if not pyfuse3.readdir_reply(token, name, self._entry(node), number):
+                    return
+                node.lookups += name not in (b".", b"..")
+
+    @staticmethod
+    def _listing(folder: Directory) -> Iterator[tuple[bytes, Node]]:
+        yield b".", folder
+        yield b"..", folder.parent
+        yield from list(folder.children.items())
+
+    @_guarded
+    async def fsyncdir(self, fh: int, datasync: bool) -> None:
+        return
+
+    # What a mount does not let anyone do.
+
+    async def _refuse(self, *arguments: Any) -> Any:
+        raise FUSEError(errno.EPERM)
+
+    mknod = mkdir = unlink = rmdir = symlink = rename = link = create = _refuse
+
+    # Extended attributes.
+
+    @_guarded
+    async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
+        try:
+            return self._attributes_of(inode)[name]
+        except KeyError:
+            raise FUSEError(errno.ENODATA) from None
+
+    @_guarded
+    async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> list[bytes]:
+        return list(self._attributes_of(inode))
+
+    async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext) -> None:
+        raise FUSEError(errno.ENOTSUP)
+
+    async def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        raise FUSEError(errno.ENOTSUP)
+
+    def _attributes_of(self, inode: int) -> dict[bytes, bytes]:
+        node = self._tree[inode]
+        if not isinstance(node, File):
+            return {}
+        return {f"user.nbdfs.{key}".encode(): os.fsencode(value) for key, value in self._attributes(node).items()}
+
+    def _new_handle(self, node: Node, writes: bool) -> int:
+        handle, self._next_handle = self._next_handle, self._next_handle + 1
+        self._handles[handle] = (node, writes)
+        return handle

@@ -1,0 +1,198 @@
+"""The mount table: mount, unmount, and what is mounted where.
+
+With CAP_SYS_ADMIN we call mount(2); without, fusermount3 mounts for us and hands the descriptor over.
+"""
+
+from __future__ import annotations
+
+import array
+import errno
+import os
+import re
+import shutil
+import socket
+import stat
+import subprocess
+from dataclasses import dataclass
+
+from nbdfs import libc
+from nbdfs.errors import UserError
+from nbdfs.fuse.options import MountOptions
+
+_DEVICE = "/dev/fuse"
+_FUSERMOUNT = "fusermount3"
+_SECONDS = 20.0  # that fusermount3 may take
+
+
+@dataclass(frozen=True)
+class Mount:
+    """A line of /proc/self/mountinfo."""
+
+    target: str
+    device: str  # MAJOR:MINOR
+    fstype: str
+    source: str
+
+
+def find_mount(target: str) -> Mount | None:
+    """The mount on top of an absolute path, if it is a mount point."""
+    found = None
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
+        for line in table:
+            fields, _, rest = line.partition(" - ")
+            words = fields.split(" ")
+            fstype, source, *_ = rest.split(" ")
+            mount = Mount(_unescaped(words[4]), words[2], fstype, _unescaped(source))
+            if mount.target == target:
+                found = mount  # the last one is on top
+    return found
+
+
+def privileged() -> bool:
+    """Whether this process may mount by itself."""
+    return os.geteuid() == 0 and _has_capability(21)  # CAP_SYS_ADMIN
+
+
+def mount(target: str, kind: int, options: MountOptions) -> Device:
+    """Mount on `target`, whose root is of file type `kind`.  Raises UserError."""
+    if privileged() and not options.auto_unmount:
+        return _mount_ourselves(target, kind, options)
+    return _mount_by_helper(target, options)
+
+
+def unmount(target: str, *, lazy: bool = False) -> None:
+    """Unmount; `lazy` takes it away while it is busy.  Raises OSError (EBUSY) or UserError."""
+    if privileged():
+        libc.umount(target, detach=lazy)
+        return
+    helper = _helper()
+    words = [helper, "-u", *(["-z"] if lazy else []), "--", target]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=_SECONDS, check=False)
+    if done.returncode:
+        if "busy" in done.stderr.lower():
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), target)
+        raise UserError(f"cannot unmount {target}: {done.stderr.strip() or helper + ' failed'}")
+
+
+class Device:
+    """The descriptor of a mounted FUSE connection; `keeper` is the helper's socket of auto_unmount."""
+
+    def __init__(self, descriptor: int, keeper: socket.socket | None = None) -> None:
+        self.descriptor = descriptor
+        self._keeper = keeper
+        os.set_blocking(descriptor, False)
+
+    def close(self) -> None:
+        os.close(self.descriptor)
+        if self._keeper:
+            self._keeper.close()
+
+
+def _mount_ourselves(target: str, kind: int, options: MountOptions) -> Device:
+    try:
+        device = os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        raise UserError(_no_device(error)) from error
+    words = [f"fd={device}", f"rootmode={kind:o}", f"user_id={os.geteuid()}", f"group_id={os.getegid()}",
+             "default_permissions"]  # fmt: skip
+    if options.allow_other:
+        words.append("allow_other")
+    try:
+        libc.mount(options.fsname, target, f"fuse.{options.subtype}", options.mount_flags, ",".join(words))
+    except OSError as error:
+        os.close(device)
+        raise UserError(f"cannot mount on {target}: {error.strerror}") from error
+    return Device(device)
+
+
+def _mount_by_helper(target: str, options: MountOptions) -> Device:
+    helper = _helper()
+    try:
+        os.close(os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        raise UserError(_no_device(error)) from error
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with theirs:
+        words = [helper, "-o", _helper_options(options), "--", target]
+        process = subprocess.Popen(
+            words,
+            pass_fds=[theirs.fileno()],
+            env={**os.environ, "_FUSE_COMMFD": str(theirs.fileno()), "LC_ALL": "C"},
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    ours.settimeout(_SECONDS)
+    descriptor = _receive_descriptor(ours)
+    if descriptor is None:
+        _, said = process.communicate(timeout=_SECONDS)
+        ours.close()
+        raise UserError(f"cannot mount on {target}: {said.strip() or helper + ' failed'}")
+    if options.auto_unmount:  # the helper stays, and unmounts when our end of the socket closes
+        return Device(descriptor, ours)
+    process.communicate(timeout=_SECONDS)
+    ours.close()
+    return Device(descriptor)
+
+
+def _receive_descriptor(channel: socket.socket) -> int | None:
+    try:
+        _, messages, _, _ = channel.recvmsg(1, socket.CMSG_SPACE(4))
+    except OSError:
+        return None
+    for level, kind, data in messages:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            descriptors = array.array("i")
+            descriptors.frombytes(data[:4])
+            os.set_inheritable(descriptors[0], False)
+            return descriptors[0]
+    return None
+
+
+def _helper_options(options: MountOptions) -> str:
+    chosen = (
+        (True, "default_permissions"),
+        (True, f"subtype={_escaped(options.subtype)}"),
+        (True, f"fsname={_escaped(options.fsname)}"),
+        (options.readonly, "ro"),
+        (options.allow_other, "allow_other"),
+        (options.auto_unmount, "auto_unmount"),
+        (options.suid, "suid"),
+        (options.dev, "dev"),
+        (not options.exec, "noexec"),
+        (options.synchronous, "sync"),
+        (options.atime == "noatime", "noatime"),
+    )
+    return ",".join(word for wanted, word in chosen if wanted)
+
+
+def _helper() -> str:
+    helper = shutil.which(_FUSERMOUNT)
+    if not helper:
+        raise UserError(f"mounting without root needs {_FUSERMOUNT}: install the package fuse3")
+    return helper
+
+
+def _no_device(error: OSError) -> str:
+    if error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
+        return f"there is no {_DEVICE}: load the kernel's fuse module (modprobe fuse)"
+    return f"cannot open {_DEVICE}: {error.strerror}; whoever mounts must be allowed to read and write it"
+
+
+def _has_capability(number: int) -> bool:
+    with open("/proc/self/status", encoding="ascii", errors="replace") as status:
+        line = next((line for line in status if line.startswith("CapEff:")), "CapEff: 0")
+    return bool(int(line.split()[1], 16) >> number & 1)
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\\\").replace(",", "\\,")
+
+
+def _unescaped(text: str) -> str:
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
+
+
+def file_type(path: str) -> int:
+    """S_IFREG, S_IFDIR, ... of what is at a path."""
+    return stat.S_IFMT(os.stat(path).st_mode)

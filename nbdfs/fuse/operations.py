@@ -1,0 +1,141 @@
+"""What each request of the data plane means for a source (docs/semantics.md)."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from nbdfs.errors import SourceError
+from nbdfs.fuse import wire
+from nbdfs.fuse.buffers import BufferPool
+from nbdfs.fuse.request import Request
+from nbdfs.fuse.tree import File, Tree
+from nbdfs.ranges import pieces
+from nbdfs.source import ZERO
+
+_KEEP_SIZE, _PUNCH_HOLE, _ZERO_RANGE = 1, 2, 16  # FALLOC_FL_*
+_ZERO_STEP = 1 << 30  # bytes zeroed under one deadline
+_COPY_MOST = 16 << 20  # bytes one COPY_FILE_RANGE may do; the caller asks again for the rest
+_EXTENTS_STEP = 1 << 40  # bytes asked about at once
+
+
+class Operations:
+    """The handlers of the data plane: each answers its request, or raises an OSError with the errno to answer."""
+
+    def __init__(self, tree: Tree, buffers: BufferPool) -> None:
+        self._tree = tree
+        self._buffers = buffers
+
+    def read_resident(self, request: Request, file: File) -> bool:
+        """Answer a READ if its bytes are in memory, without waiting."""
+        _, offset, size, *_ = wire.READ_IN.unpack_from(request.message, wire.BODY)
+        size = min(size, file.size - offset)
+        view = file.source.view(offset, size) if size > 0 else None
+        if view is not None:
+            request.reply(view)
+        return view is not None
+
+    async def read(self, request: Request, file: File) -> None:
+        _, offset, size, *_ = wire.READ_IN.unpack_from(request.message, wire.BODY)
+        size = min(size, file.size - offset)
+        if size <= 0:
+            request.reply()
+            return
+        view = file.source.view(offset, size)
+        if view is not None:
+            request.reply(view)
+            return
+        buffer = self._buffers.take()
+        try:
+            body = buffer[:size]
+            await file.source.pread_into(body, offset)
+            request.reply(body)
+        finally:
+            self._buffers.give(buffer)
+
+    async def write(self, request: Request, file: File) -> None:
+        _, offset, size, _, _, flags, _ = wire.WRITE_IN.unpack_from(request.message, wire.BODY)
+        size = min(size, file.size - offset)
+        if size <= 0:
+            raise SourceError(errno.ENOSPC, "write at the end of the device")
+        data = request.message[wire.DATA : wire.DATA + size]
+        try:
+            await file.source.pwrite(data, offset, fua=bool(flags & os.O_DSYNC))
+        finally:
+            file.touch()
+        request.reply(wire.WRITE_OUT.pack(size, 0))
+
+    async def flush(self, request: Request, file: File) -> None:
+        """FSYNC, and FLUSH at each close."""
+        if file.source.writable:
+            await file.source.flush()
+        request.reply()
+
+    async def seek(self, request: Request, file: File) -> None:
+        """SEEK_DATA and SEEK_HOLE; the kernel does the other kinds itself."""
+        _, offset, whence, _ = wire.LSEEK_IN.unpack_from(request.message, wire.BODY)
+        if whence not in (os.SEEK_DATA, os.SEEK_HOLE):
+            raise SourceError(errno.EINVAL)
+        if offset >= file.size:
+            raise SourceError(errno.ENXIO)
+        hole = whence == os.SEEK_HOLE
+        at = offset
+        while at < file.size:
+            for extent in await file.source.extents(at, min(file.size - at, _EXTENTS_STEP)):
+                if bool(extent.flags & ZERO) == hole:
+                    request.reply(wire.LSEEK_OUT.pack(extent.offset))
+                    return
+                at = extent.offset + extent.length
+            request.progress()
+        if not hole:
+            raise SourceError(errno.ENXIO)
+        request.reply(wire.LSEEK_OUT.pack(file.size))
+
+    async def fallocate(self, request: Request, file: File) -> None:
+        _, offset, length, mode, _ = wire.FALLOCATE_IN.unpack_from(request.message, wire.BODY)
+        if mode & ~(_KEEP_SIZE | _PUNCH_HOLE | _ZERO_RANGE):
+            raise SourceError(errno.EOPNOTSUPP)
+        if not file.source.writable:
+            raise SourceError(errno.EROFS)
+        if offset + length > file.size:
+            if not mode & _KEEP_SIZE or not mode & ~_KEEP_SIZE:
+                raise SourceError(errno.ENOSPC, "the size of a device is fixed")
+            length = file.size - offset  # past the end there is nothing to punch or zero
+        if mode & ~_KEEP_SIZE and length > 0:
+            await zero(file, offset, length, punch=bool(mode & _PUNCH_HOLE), request=request)
+        request.reply()
+
+    async def copy_range(self, request: Request, file: File) -> None:
+        """COPY_FILE_RANGE inside the mount; it may do less than asked, as copy_file_range(2) may."""
+        _, source_at, target_inode, _, target_at, length, _ = wire.COPY_FILE_RANGE_IN.unpack_from(
+            request.message, wire.BODY
+        )
+        target = self._tree.file(target_inode)
+        length = min(length, _COPY_MOST, file.size - source_at)
+        if length > 0 and target_at >= target.size:
+            raise SourceError(errno.ENOSPC, "copy to the end of the device")
+        length = max(min(length, target.size - target_at), 0)
+        buffer = self._buffers.take()
+        try:
+            for at, size in pieces(0, length, wire.MAX_WRITE):
+                await file.source.pread_into(buffer[:size], source_at + at)
+                await target.source.pwrite(buffer[:size], target_at + at)
+                request.progress()
+        finally:
+            self._buffers.give(buffer)
+            target.touch()
+        if request.opcode == wire.Opcode.COPY_FILE_RANGE:
+            request.reply(wire.WRITE_OUT.pack(length, 0))
+        else:
+            request.reply(wire.COPY_OUT.pack(length))
+
+
+async def zero(file: File, offset: int, length: int, *, punch: bool, request: Request | None = None) -> None:
+    """Make a range of a file read as zero, whatever its source can do."""
+    try:
+        for at, size in pieces(offset, length, _ZERO_STEP):
+            await file.source.zero(at, size, may_trim=punch)
+            if request:
+                request.progress()
+    finally:
+        file.touch()

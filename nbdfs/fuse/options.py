@@ -1,0 +1,154 @@
+"""The `-o` options of a mount: those of mount(8), those of FUSE, and our own."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from nbdfs.errors import UsageError
+from nbdfs.registry import nearest
+from nbdfs.units import parse_duration
+
+# mount(2) flags, <linux/mount.h>.
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_SYNCHRONOUS, MS_NOATIME = 1, 2, 4, 8, 16, 1024
+MS_NODIRATIME, MS_RELATIME, MS_STRICTATIME = 2048, 1 << 21, 1 << 24
+
+
+@dataclass(frozen=True)
+class MountOptions:
+    """How a mount behaves.  `timeout` is in seconds; `passthrough` None means where it is possible."""
+
+    readonly: bool = False
+    allow_other: bool = False
+    auto_unmount: bool = False
+    uid: int | None = None
+    gid: int | None = None
+    mode: int | None = None
+    suid: bool = False
+    dev: bool = False
+    exec: bool = True
+    synchronous: bool = False
+    atime: str = "relatime"
+    fsname: str = ""
+    subtype: str = "nbdfs"
+    timeout: float = 60.0
+    passthrough: bool | None = None
+    writeback: bool = False
+    poll: bool = True
+
+    @property
+    def mount_flags(self) -> int:
+        """The flags of mount(2)."""
+        chosen = (
+            (self.readonly, MS_RDONLY),
+            (not self.suid, MS_NOSUID),
+            (not self.dev, MS_NODEV),
+            (not self.exec, MS_NOEXEC),
+            (self.synchronous, MS_SYNCHRONOUS),
+        )
+        return sum(flag for wanted, flag in chosen if wanted) | _ATIME[self.atime]
+
+
+_ATIME = {"relatime": MS_RELATIME, "noatime": MS_NOATIME, "nodiratime": MS_NODIRATIME, "strictatime": MS_STRICTATIME,
+          "atime": 0}  # fmt: skip
+
+# Words without a value: the field they set, and to what.
+_WORDS: dict[str, tuple[str, object]] = {
+    "ro": ("readonly", True),
+    "rw": ("readonly", False),
+    "allow_other": ("allow_other", True),
+    "auto_unmount": ("auto_unmount", True),
+    "suid": ("suid", True),
+    "nosuid": ("suid", False),
+    "dev": ("dev", True),
+    "nodev": ("dev", False),
+    "exec": ("exec", True),
+    "noexec": ("exec", False),
+    "sync": ("synchronous", True),
+    "async": ("synchronous", False),
+    **{word: ("atime", word) for word in _ATIME},
+    "passthrough": ("passthrough", True),
+    "nopassthrough": ("passthrough", False),
+    "writeback": ("writeback", True),
+    "nowriteback": ("writeback", False),
+    "poll": ("poll", True),
+    "nopoll": ("poll", False),
+}
+
+# Words of fstab that are for others, or that say what is so anyway.
+_IGNORED = {"defaults", "auto", "noauto", "user", "nouser", "users", "owner", "group", "_netdev", "nofail",
+            "default_permissions", "nonempty"}  # fmt: skip
+
+
+def _whole(text: str) -> int:
+    if not text.isdigit():
+        raise UsageError(f"'{text}' is not a number")
+    return int(text)
+
+
+def _permissions(text: str) -> int:
+    try:
+        mode = int(text, 8)
+    except ValueError:
+        raise UsageError(f"'{text}' is not an octal number") from None
+    if mode > 0o777:
+        raise UsageError(f"'{text}' is more than 0777")
+    return mode
+
+
+def _positive(text: str) -> float:
+    seconds = parse_duration(text)
+    if seconds <= 0:
+        raise UsageError("must be more than 0")
+    return seconds
+
+
+_VALUES: dict[str, Callable[[str], object]] = {
+    "uid": _whole,
+    "gid": _whole,
+    "mode": _permissions,
+    "fsname": str,
+    "subtype": str,
+    "timeout": _positive,
+}
+
+HELP = "mount options, separated by commas: " + ", ".join([*_WORDS, *(f"{key}=" for key in _VALUES)])
+
+
+def parse_options(texts: Iterable[str]) -> MountOptions:
+    """Parse `-o` values, each a comma list.  What is unknown, contradictory or given twice is a usage error."""
+    found: dict[str, object] = {}
+    for item in (item for text in texts for item in text.split(",")):
+        key, equals, value = item.partition("=")
+        if not item or key in _IGNORED or key.startswith("x-"):
+            continue
+        if key in _WORDS and not equals:
+            field, chosen = _WORDS[key]
+        elif key in _VALUES and equals:
+            field = key
+            chosen = _value(key, value)
+        else:
+            raise UsageError(_what_is_wrong(key, bool(equals)))
+        if field in found:
+            raise UsageError(f"-o: '{item}' comes after another value of the same option")
+        found[field] = chosen
+    options = dataclasses.replace(MountOptions(), **found)  # type: ignore[arg-type]
+    if options.writeback and options.passthrough:
+        raise UsageError("-o: writeback and passthrough exclude each other")
+    return options
+
+
+def _value(key: str, text: str) -> object:
+    try:
+        return _VALUES[key](text)
+    except UsageError as error:
+        raise UsageError(f"-o {key}: {error}") from error
+
+
+def _what_is_wrong(key: str, has_value: bool) -> str:
+    if key in _WORDS:
+        return f"-o {key} takes no value"
+    if key in _VALUES:
+        return f"-o {key} needs a value: {key}=..."
+    return f"-o: there is no mount option '{key}'{nearest(key, [*_WORDS, *_VALUES])}"

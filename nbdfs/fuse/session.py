@@ -1,0 +1,215 @@
+"""A mount from beginning to end: both planes running, and an orderly stop.
+
+Stopping goes: unmount (the kernel then writes back all it holds and closes every file), or if the mount is busy, write
+back what open files hold, then detach; then the data plane ends by itself, or at the deadline is cut off.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+
+import pyfuse3
+import trio
+
+from nbdfs import libc
+from nbdfs.errors import UserError
+from nbdfs.fuse import mounting, wire
+from nbdfs.fuse.control_link import ControlLink
+from nbdfs.fuse.controlplane import ControlPlane
+from nbdfs.fuse.dataplane import DataPlane
+from nbdfs.fuse.options import MountOptions
+from nbdfs.fuse.passthrough import Passthrough
+from nbdfs.fuse.tree import ROOT, File, Tree
+from nbdfs.fuse.wire import InitFlag, InitReply, InitRequest, OpenFlag
+
+log = logging.getLogger(__name__)
+
+_READY_TIMEOUT = 20.0  # seconds from mount to the kernel's INIT
+_STOP_TIMEOUT = 30.0  # seconds for everything after the block
+_GRACE = 5.0  # seconds that requests in flight get once the mount is detached
+_READ_AHEAD = 4096  # KiB, if we may set it
+_MAX_BACKGROUND = 64
+_HONEST_RANGE_SYNC = 45  # protocol minor from which sync_file_range(2) really waits for FUSE writes (Linux 6.16 on)
+
+
+@dataclass
+class Session:
+    """A live mount."""
+
+    target: str
+    tree: Tree
+    options: MountOptions
+    device: mounting.Device
+    passthrough: Passthrough
+    ready: trio.Event = field(default_factory=trio.Event)
+    ended: trio.Event = field(default_factory=trio.Event)  # unmounted, by whomever
+    minor: int = 0  # FUSE protocol of the kernel, 7.minor
+
+    async def invalidate(self, file: File, offset: int, length: int) -> None:
+        """Make the kernel forget a range it has cached.  May wait for the kernel to write back its own changes."""
+        message = wire.notification(
+            wire.NOTIFY_INVALIDATE_INODE, wire.INVALIDATE_INODE.pack(file.inode, offset, length)
+        )
+        try:
+            await trio.to_thread.run_sync(os.write, self.device.descriptor, message, abandon_on_cancel=True)
+        except OSError as error:
+            if error.errno != errno.ENOENT:  # the kernel does not know the inode: it has nothing cached
+                raise
+
+    def negotiate(self, offer: InitRequest) -> InitReply:
+        """Answer the kernel's INIT."""
+        self.minor = offer.minor
+        wanted = (
+            InitFlag.ASYNC_READ
+            | InitFlag.BIG_WRITES
+            | InitFlag.MAX_PAGES
+            | InitFlag.DO_READDIRPLUS
+            | InitFlag.PARALLEL_DIROPS
+            | InitFlag.EXPLICIT_INVAL_DATA  # we say when cached data is stale; a new mtime alone does not
+            | InitFlag.INIT_EXT
+            | InitFlag.DIRECT_IO_ALLOW_MMAP
+        )
+        if self.options.writeback:
+            wanted |= InitFlag.WRITEBACK_CACHE
+        elif self.options.passthrough is not False:
+            wanted |= InitFlag.PASSTHROUGH
+        flags = offer.flags & wanted
+        self.passthrough.enabled = bool(flags & InitFlag.PASSTHROUGH) and mounting.privileged()
+        if not self.passthrough.enabled:
+            flags &= ~InitFlag.PASSTHROUGH
+        self.ready.set()
+        stack_depth = int(self.passthrough.enabled)
+        return InitReply(min(offer.minor, 45), flags, wire.MAX_WRITE, _MAX_BACKGROUND, stack_depth)
+
+    def open_flags(self, inode: int, flags: int) -> tuple[int, int]:
+        """FOPEN_* flags and backing id of an open file."""
+        file = self.tree.file(inode)
+        backing = self.passthrough.open(file)
+        if backing:
+            return OpenFlag.PASSTHROUGH | OpenFlag.NOFLUSH, backing
+        chosen = OpenFlag.KEEP_CACHE
+        if flags & os.O_DIRECT and not self.options.writeback:
+            chosen |= OpenFlag.DIRECT_IO | OpenFlag.PARALLEL_DIRECT_WRITES
+        return chosen, 0
+
+
+@asynccontextmanager
+async def mounted(
+    target: str, tree: Tree, options: MountOptions, attributes: Callable[[File], dict[str, str]]
+) -> AsyncIterator[Session]:
+    """Mount a tree on a prepared target and serve it for the block.  Raises UserError if it does not come up."""
+    kind = tree[ROOT].kind
+    if mounting.file_type(target) != kind:
+        raise UserError(f"{target} cannot be covered: one source covers a file, NAME=SPEC a directory")
+    device = await trio.to_thread.run_sync(mounting.mount, target, kind, options)
+    session = Session(target, tree, options, device, Passthrough(device.descriptor))
+    link = ControlLink(device.descriptor, session.negotiate, session.open_flags)
+    try:
+        async with trio.open_nursery() as nursery:
+            control = ControlPlane(tree, session.passthrough, nursery, options.timeout, attributes)
+            pyfuse3.init(control, f"/dev/fd/{link.theirs}", set())
+            nursery.start_soon(link.carry_replies)
+            nursery.start_soon(pyfuse3.main)
+            nursery.start_soon(_serve, session, link)
+            try:
+                await _come_up(session)
+                for file in tree.files():
+                    nursery.start_soon(file.usage.count)
+                yield session
+            finally:
+                with trio.move_on_after(_STOP_TIMEOUT, shield=True) as scope:
+                    await _stop(session)
+                if scope.cancelled_caught:
+                    log.error("%s was not unmounted within %g s", target, _STOP_TIMEOUT)
+            nursery.cancel_scope.cancel()
+    finally:
+        pyfuse3.close(unmount=False)
+        link.close()
+        device.close()
+
+
+async def _serve(session: Session, link: ControlLink) -> None:
+    options = session.options
+    plane = DataPlane(session.device.descriptor, session.tree, link, timeout=options.timeout, poll=options.poll)
+    await plane.run()
+    session.ended.set()
+
+
+async def _come_up(session: Session) -> None:
+    with trio.move_on_after(_READY_TIMEOUT):
+        await session.ready.wait()
+    if not session.ready.is_set():
+        raise UserError(f"the kernel did not answer the mount of {session.target} within {_READY_TIMEOUT:g} s")
+    if session.options.passthrough and not session.passthrough.enabled:
+        raise UserError("passthrough needs Linux 6.9 or newer and root: leave out -o passthrough")
+    if not session.passthrough.enabled:
+        await trio.to_thread.run_sync(_raise_read_ahead, session.target)
+    if session.options.writeback and isinstance(session.tree[ROOT], File):
+        # With a write-back cache the kernel trusts the size it knows, and for a root inode it knows 0.
+        await trio.to_thread.run_sync(os.truncate, session.target, session.tree.file(ROOT).size)
+
+
+def _raise_read_ahead(target: str) -> None:
+    mount = mounting.find_mount(target)
+    if mount is None or not mounting.privileged():
+        return
+    try:
+        with open(f"/sys/class/bdi/{mount.device}/read_ahead_kb", "w", encoding="ascii") as setting:
+            setting.write(str(_READ_AHEAD))
+    except OSError as error:
+        log.info("the kernel's read-ahead stays as it is: %s", error.strerror)
+
+
+async def _stop(session: Session) -> None:
+    if not session.ended.is_set():
+        try:
+            await trio.to_thread.run_sync(mounting.unmount, session.target, abandon_on_cancel=True)
+        except OSError as error:
+            if error.errno == errno.EBUSY:
+                await _detach(session)
+            elif error.errno != errno.EINVAL:  # EINVAL: somebody else has unmounted it
+                raise
+    with trio.move_on_after(_GRACE):
+        await session.ended.wait()
+
+
+async def _detach(session: Session) -> None:
+    log.info("%s is in use: detaching it", session.target)
+    for path, file in session.tree.paths():
+        if file.writers:
+            try:
+                await trio.to_thread.run_sync(_write_back, os.path.join(session.target, path), abandon_on_cancel=True)
+            except OSError as error:
+                log.error("%s: %s", file.source.info.description, error)
+    detach = partial(mounting.unmount, session.target, lazy=True)
+    await trio.to_thread.run_sync(detach, abandon_on_cancel=True)
+
+
+def _write_back(path: str) -> None:
+    descriptor = os.open(path.rstrip("/"), os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+async def write_back(session: Session, path: str, offset: int, length: int) -> None:
+    """Have the kernel hand over what it holds dirty in a range of a mounted file."""
+
+    def run() -> None:
+        descriptor = os.open(os.path.join(session.target, path).rstrip("/"), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            if session.minor >= _HONEST_RANGE_SYNC:
+                libc.sync_file_range(descriptor, offset, length)
+            else:
+                os.fdatasync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    await trio.to_thread.run_sync(run, abandon_on_cancel=True)

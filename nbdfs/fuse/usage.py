@@ -1,0 +1,66 @@
+"""How many bytes of a source are allocated, for st_blocks.
+
+Where the source is a plain file its own count is taken.  Else the extents are added up in the
+background for a bounded time, and what has not been looked at counts as allocated.  Asking for the
+figure never waits.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+import trio
+
+from nbdfs.checked import Checked
+from nbdfs.source import HOLE, Caps
+
+_SECONDS = 0.2  # how long one count may take
+_EVERY = 1.0  # seconds between counts while the content changes
+_STEP = 1 << 40  # bytes asked about at once
+
+
+class Usage:
+    """The allocated size of one source."""
+
+    def __init__(self, source: Checked) -> None:
+        self._source = source
+        self._allocated = source.info.size
+        self._stale = Caps.EXTENTS in source.info.caps
+        self._counting = False
+        self._counted = -_EVERY
+
+    def changed(self) -> None:
+        """The content changed, so the last count may be wrong."""
+        self._stale = Caps.EXTENTS in self._source.info.caps
+
+    def allocated(self) -> int:
+        """Allocated bytes as last known."""
+        backing = self._source.backing()
+        if backing:
+            return min(os.fstat(backing.fd).st_blocks * 512, self._source.info.size)
+        return self._allocated
+
+    def due(self) -> bool:
+        """Whether `count` should run."""
+        return self._stale and not self._counting and time.monotonic() - self._counted > _EVERY
+
+    async def count(self) -> None:
+        """Add up the extents anew."""
+        self._counting = True
+        size = self._source.info.size
+        holes = offset = 0
+        self._stale = False
+        try:
+            with trio.move_on_after(_SECONDS):
+                while offset < size:
+                    for extent in await self._source.extents(offset, min(size - offset, _STEP)):
+                        holes += extent.length if extent.flags & HOLE else 0
+                        offset = extent.offset + extent.length
+                    await trio.lowlevel.checkpoint()
+        except OSError:
+            self._stale = True  # the next count may do better; until then the rest counts as allocated
+        finally:
+            self._counting = False
+            self._counted = time.monotonic()
+            self._allocated = size - holes

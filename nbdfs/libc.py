@@ -1,0 +1,36 @@
+"""System calls that the standard library does not have."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+MNT_DETACH = 2
+UMOUNT_NOFOLLOW = 8
+
+
+def _checked(result: int, path: str) -> None:
+    if result:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), path)
+
+
+def mount(source: str, target: str, fstype: str, flags: int, data: str) -> None:
+    """mount(2)."""
+    words = (os.fsencode(source), os.fsencode(target), fstype.encode(), ctypes.c_ulong(flags), os.fsencode(data))
+    _checked(_libc.mount(*words), target)
+
+
+def umount(target: str, *, detach: bool = False) -> None:
+    """umount2(2), never through a symbolic link; `detach` is the lazy kind."""
+    flags = UMOUNT_NOFOLLOW | (MNT_DETACH if detach else 0)
+    _checked(_libc.umount2(os.fsencode(target), ctypes.c_int(flags)), target)
+
+
+def sync_file_range(descriptor: int, offset: int, length: int) -> None:
+    """sync_file_range(2): write dirty pages of the range back and wait; no flush of the device below."""
+    whole = 1 | 2 | 4  # WAIT_BEFORE, WRITE, WAIT_AFTER
+    result = _libc.sync_file_range(descriptor, ctypes.c_int64(offset), ctypes.c_int64(length), ctypes.c_uint(whole))
+    _checked(result, "")

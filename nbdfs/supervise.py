@@ -1,0 +1,71 @@
+"""A command's life as a process: into the background once it is up, signals, the PID file."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+
+import trio
+
+from nbdfs.errors import UserError
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+def background() -> Callable[[], None]:
+    """Go on in a child process.  Call before threads or trio exist; returns in the child only.
+
+    The caller's process stays until the child either calls what is returned here (exit status 0) or ends (its exit
+    status).  Until then the child keeps the terminal for questions and errors.
+    """
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child:
+        os.close(writing)
+        up = os.read(reading, 1)
+        status = 0 if up else os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        sys.stdout.flush()
+        os._exit(status if status >= 0 else 128 - status)
+    os.close(reading)
+    os.setsid()
+
+    def ready() -> None:
+        sys.stdout.flush()
+        null = os.open(os.devnull, os.O_RDWR)
+        for standard in (0, 1, 2):
+            os.dup2(null, standard)
+        os.close(null)
+        os.write(writing, b"+")
+        os.close(writing)
+
+    return ready
+
+
+async def until_stopped() -> None:
+    """Return when the process is asked to stop."""
+    with trio.open_signal_receiver(*STOP_SIGNALS) as signals:
+        async for _ in signals:
+            return
+
+
+@contextlib.contextmanager
+def pid_file(path: str | None) -> Iterator[None]:
+    """Keep the process id in a file while the block runs.  Raises UserError if it cannot be written."""
+    if not path:
+        yield
+        return
+    partial = f"{path}.{os.getpid()}"
+    try:
+        with open(partial, "w", encoding="ascii") as file:
+            file.write(f"{os.getpid()}\n")
+        os.replace(partial, path)
+    except OSError as error:
+        raise UserError(f"cannot write the PID file {path}: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
