@@ -1,0 +1,139 @@
+"""Open the `http` source: URL and TLS, the probe, and the fallback for servers without ranges."""
+
+from __future__ import annotations
+
+import logging
+import os
+import ssl
+import tempfile
+import urllib.parse
+import urllib.request
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from typing import BinaryIO
+
+import trio
+from nbdfs.backends.http.access import Access, read_text
+from nbdfs.backends.http.options import HttpOptions
+from nbdfs.backends.http.remote import BusyError, Remote
+from nbdfs.backends.http.resource import Resource, probe, refuse_coding
+from nbdfs.backends.http.wire import Proxy, Wire, WireError
+
+from nbdfs.errors import UsageError, UserError
+from nbdfs.registry import OpenContext
+from nbdfs.source import Source
+
+log = logging.getLogger(__name__)
+
+_DOWNLOADS = 3
+_STALL = 3  # an attempt may be silent for this part of the time a request has
+
+
+@asynccontextmanager
+async def open_http(argument: str, options: HttpOptions, context: OpenContext) -> AsyncIterator[Source]:
+    """Open a URL: http, https or http+unix (the socket's path percent-encoded in the host's place)."""
+    if options.connections < 1 or options.timeout <= 0:
+        raise UsageError("http: connections and timeout must be more than nothing")
+    url, unix = _location(argument, options)
+    wire = Wire(
+        context=_tls(options),
+        connections=options.connections,
+        stall=options.timeout / _STALL,
+        http2=options.http2,
+        proxy=None if unix else _proxy(url, options),
+        unix=unix,
+    )
+    async with wire:
+        access = Access(url, options)
+        await access.prepare()
+        remote = Remote(wire, access, options.timeout)
+        facts = await remote.persist("opening", lambda: probe(remote), patient=False)
+        writable = options.writable and not context.readonly
+        if facts.ranges:
+            yield Resource(remote, facts, writable=writable)
+        elif options.fallback == "download":
+            with tempfile.TemporaryFile(dir=os.environ.get("TMPDIR", "/var/tmp")) as file:  # noqa: S108
+                await _download(remote, file)
+                async with context.open(f"file:/proc/self/fd/{file.fileno()}") as source:
+                    yield source
+        else:
+            raise remote.failure("the server cannot send parts of a file; fallback=download fetches it whole")
+
+
+def _location(argument: str, options: HttpOptions) -> tuple[str, str]:
+    """The URL to ask for and the socket that takes the network's place."""
+    if not argument:
+        if options.url_script:
+            return "", ""
+        raise UsageError("http: a URL is missing: http://HOST/PATH")
+    parts = urllib.parse.urlsplit(argument)
+    if parts.scheme == "http+unix":
+        socket = urllib.parse.unquote(parts.netloc)
+        if not socket.startswith("/"):
+            raise UsageError("http+unix: write the socket's path in the host's place: http+unix://%2Frun%2Fsock/PATH")
+        return urllib.parse.urlunsplit(("http", "localhost", parts.path or "/", parts.query, "")), socket
+    try:
+        good = parts.scheme in ("http", "https") and parts.hostname and (parts.port or 80) > 0
+    except ValueError:
+        good = False
+    if not good or not argument.isascii() or any(letter <= " " for letter in argument):
+        raise UsageError(f"'{argument}' is not a URL: write http://HOST/PATH with special characters as %XX")
+    return urllib.parse.urldefrag(argument).url, ""
+
+
+def _tls(options: HttpOptions) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=options.ca or None)
+    except (OSError, ssl.SSLError) as error:
+        raise UserError(f"ca: no certificates in {options.ca}: {error.strerror or error}") from error
+    if options.insecure:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def _proxy(url: str, options: HttpOptions) -> Proxy | None:
+    parts = urllib.parse.urlsplit(url)
+    proxy = options.proxy
+    if not proxy and not urllib.request.proxy_bypass(parts.hostname or ""):
+        proxy = urllib.request.getproxies().get(parts.scheme, "")
+    if not proxy:
+        return None
+    split = urllib.parse.urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+    if split.scheme not in ("http", "https") or not split.hostname:
+        raise UsageError(f"http: {proxy} is no HTTP proxy: write http://HOST:PORT")
+    password = split.password or ""
+    if options.proxy_password:
+        password = read_text(options.proxy_password, "Password at the proxy")
+    bare = f"{split.scheme}://{split.netloc.rpartition('@')[2]}"
+    return Proxy(bare, options.proxy_user or split.username or "", password)
+
+
+async def _download(remote: Remote, file: BinaryIO) -> None:
+    """Fetch the whole file; begin anew, a few times, where the connection breaks."""
+    problem: Exception | None = None
+    for _ in range(_DOWNLOADS):
+        try:
+            await _download_once(remote, file)
+        except (WireError, BusyError) as error:
+            problem = error
+            log.warning("%s: the download broke off: %s", remote.shown, error)
+        else:
+            return
+    raise remote.failure(f"the download broke off {_DOWNLOADS} times: {problem}")
+
+
+async def _download_once(remote: Remote, file: BinaryIO) -> None:
+    file.seek(0)
+    file.truncate()
+    async with await remote.exchange("GET", []) as response:
+        if response.status != 200:
+            raise remote.failure(f"the server answers with {response.status}")
+        refuse_coding(remote, response)
+        if not response.delimited:
+            raise remote.failure("the server does not tell where the file ends, so nobody could know if all came")
+        log.info("%s: fetching all of it (%s bytes)", remote.shown, response.headers.get("content-length", "unknown"))
+        async with aclosing(response.body()) as body:
+            async for chunk in body:
+                await trio.to_thread.run_sync(file.write, chunk)
+    await trio.to_thread.run_sync(file.flush)
