@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.mounts import NOBODY, mount, mount_data_plane
+
+__all__ = ["mount", "mount_data_plane"]
+
 ROOT = Path(__file__).parent.parent
-NOBODY = 65534
 
 
 def pytest_configure(config: pytest.Config) -> None:
