@@ -9,7 +9,7 @@ import os
 import pkgutil
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import NoReturn
 
@@ -25,7 +25,12 @@ _LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse that reports through UsageError, so that every error looks alike."""
+    """argparse that reports through UsageError, so that every error looks alike.
+
+    A command may replace `prepare`, which is applied to its words before they are parsed.
+    """
+
+    prepare: Callable[[Sequence[str]], list[str]] = staticmethod(fold_captives)
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see {self.prog} --help)")
@@ -71,7 +76,7 @@ def _dispatch(words: list[str]) -> int:
     )
     module.add_arguments(parser)
     parser.add_argument("-v", "--verbose", action="count", default=0, help="say more; -vv also shows tracebacks")
-    parsed = parser.parse_args(fold_captives(rest))
+    parsed = parser.parse_args(parser.prepare(rest))
     set_up_logging(parsed.verbose)
     return int(module.run(parsed))
 

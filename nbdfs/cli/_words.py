@@ -1,0 +1,22 @@
+"""What the words of a command line need before argparse sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from nbdfs.spec import fold_captives
+
+
+def preparation(bare: Mapping[str, str]) -> Callable[[Sequence[str]], list[str]]:
+    """A `Parser.prepare` for options whose value may be left out: `bare` maps such an option to its full form.
+
+    argparse would take the next word, a spec, for the value.  Captive servers are folded after `--` too.
+    """
+
+    def prepare(words: Sequence[str]) -> list[str]:
+        folded = fold_captives(words)
+        end = folded.index("--") if "--" in folded else len(folded)
+        options = [bare.get(word, word) for word in folded[:end]]
+        return [*options, *folded[end : end + 1], *fold_captives(folded[end + 1 :])]
+
+    return prepare
