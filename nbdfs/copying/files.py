@@ -1,0 +1,125 @@
+"""Plain files and pipes named as an end of a copy: tell them from devices, create them, write them as they grow."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+import trio
+
+from nbdfs.copying.zeroes import runs
+from nbdfs.errors import UserError
+from nbdfs.source import Backing
+from nbdfs.spec import Spec
+from nbdfs.stack import Plan
+
+
+def is_null(spec: Spec) -> bool:
+    """Whether the spec is `null:` without a size, which takes everything."""
+    return not spec.layers and spec.source is not None and spec.source.name == "null" and not spec.argument
+
+
+def is_standard_stream(spec: Spec) -> bool:
+    """Whether the spec is `-`."""
+    return spec == Spec(argument="-")
+
+
+def plain_path(plan: Plan) -> str:
+    """The path if the plan is nothing but a file, else the empty string."""
+    bare = not plan.layers and plan.source.name == "file" and plan.options == plan.source.options()
+    return plan.argument if bare else ""
+
+
+def is_stream(path: str) -> bool:
+    """Whether the path is a pipe or a character device, which can only be read or written in order."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)
+
+
+def is_regular(path: str) -> bool:
+    """Whether the path is a regular file or does not exist, so that a copy may create it."""
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except FileNotFoundError:
+        return True
+    except OSError as error:
+        raise UserError(f"cannot look at {path}: {error.strerror}") from error
+
+
+def create(path: str, size: int) -> None:
+    """Make `path` an empty file of `size` bytes, all hole, whatever it was before."""
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+        try:
+            os.ftruncate(fd, size)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise UserError(f"cannot create {path}: {error.strerror}") from error
+
+
+def open_stream(path: str, flags: int) -> int:
+    """A descriptor of a pipe or device, opened with `flags`."""
+    try:
+        return os.open(path, flags | os.O_CLOEXEC)
+    except OSError as error:
+        raise UserError(f"cannot open {path}: {error.strerror}") from error
+
+
+def remaining(fd: int) -> int | None:
+    """Bytes from here to the end if the descriptor is a regular file, else None."""
+    facts = os.fstat(fd)
+    return max(facts.st_size - os.lseek(fd, 0, os.SEEK_CUR), 0) if stat.S_ISREG(facts.st_mode) else None
+
+
+def same_file(backing: Backing, path: str) -> bool:
+    """Whether `path` is the file or block device behind `backing`."""
+    try:
+        return _identity(os.stat(path)) == _identity(os.fstat(backing.fd))
+    except FileNotFoundError:
+        return False
+
+
+def overlap(one: Backing, other: Backing, size: int) -> bool:
+    """Whether the first `size` bytes of both lie in the same file and have some in common."""
+    same = _identity(os.fstat(one.fd)) == _identity(os.fstat(other.fd))
+    return same and abs(one.offset - other.offset) < size
+
+
+def _identity(facts: os.stat_result) -> tuple[bool, int, int]:
+    if stat.S_ISBLK(facts.st_mode):
+        return True, facts.st_rdev, 0
+    return False, facts.st_dev, facts.st_ino
+
+
+class GrowingFile:
+    """An output for a stream of unknown length: a regular file that grows as bytes come, holes for zeroes."""
+
+    def __init__(self, fd: int, *, sparse: int) -> None:
+        self._fd = fd
+        self._sparse = sparse
+        self._end = 0
+
+    async def write(self, data: memoryview, offset: int) -> int:
+        self._end = max(self._end, offset + len(data))
+        return await trio.to_thread.run_sync(self._write, data, offset)
+
+    async def zero(self, offset: int, length: int) -> None:
+        self._end = max(self._end, offset + length)
+
+    async def finish(self) -> None:
+        os.ftruncate(self._fd, self._end)
+        await trio.to_thread.run_sync(os.fsync, self._fd)
+
+    def _write(self, data: memoryview, offset: int) -> int:
+        zeroed = 0
+        for start, stop, zero in runs(data, offset, self._sparse) if self._sparse else [(0, len(data), False)]:
+            if zero:
+                zeroed += stop - start
+                continue
+            while start < stop:
+                start += os.pwrite(self._fd, data[start:stop], offset + start)
+        return zeroed

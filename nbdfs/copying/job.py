@@ -1,0 +1,433 @@
+"""A whole copy: open both ends, choose the way, move the bytes, flush, verify, sum up."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import trio
+
+from nbdfs.checked import Checked
+from nbdfs.copying import files
+from nbdfs.copying.digests import BlockHash, Digest, Hasher
+from nbdfs.copying.ends import (
+    DeviceInput,
+    DeviceOutput,
+    Input,
+    NullOutput,
+    Output,
+    StreamInput,
+    StreamOutput,
+    both_immediate,
+)
+from nbdfs.copying.engine import CopyError, Engine
+from nbdfs.copying.kernel import STEP
+from nbdfs.copying.plan import Planner
+from nbdfs.copying.resume import StateFile
+from nbdfs.copying.verify import CompareOutput, forget_cached
+from nbdfs.errors import UsageError, UserError
+from nbdfs.progress import Display, Progress, showing
+from nbdfs.ranges import RangeSet
+from nbdfs.source import Backing
+from nbdfs.spec import Spec
+from nbdfs.stack import Plan, open_stack, plan
+
+LARGEST_REQUEST = 32 << 20  # bytes; NBD clients and servers agree on no more
+_SPARSE = 4096  # bytes; the least block in which zeroes are looked for
+_LARGEST_ALIGN = 64 << 10  # bytes; a preferred block size above that is a wish too costly to follow
+_KERNEL_WORKERS = 2  # copies of the kernel in flight: one moves memory while the other waits for a disk
+_SAVE_INTERVAL = 2.0  # seconds between two flushes that a state file can claim
+_SAVE_TIMEOUT = 30.0  # seconds that the last one may take after a failure
+
+
+@dataclass(frozen=True)
+class CopyOptions:
+    """How to copy.  Sizes in bytes; `sparse` None chooses a block size, 0 looks for no zeroes.
+
+    `blank` says that the destination reads as zero everywhere.  `compare_zeroes` asks the destination which ranges are
+    zero already and leaves those alone.  `rate` in bytes a second, 0 for no limit.  `digests` are names of hashlib,
+    `block_hash` as `BlockHash` reads it, None for none.  `resume` names the state file.
+    """
+
+    connections: int = 4
+    requests: int = 64
+    queue_size: int = 16 << 20
+    request_size: int = 256 << 10
+    sparse: int | None = None
+    allocated: bool = False
+    blank: bool = False
+    extents: bool = True
+    compare_zeroes: bool = True
+    synchronous: bool = False
+    threads: int = 0
+    rate: float = 0.0
+    retry: int = 0
+    verify: bool = False
+    digests: tuple[str, ...] = ()
+    block_hash: str | None = None
+    resume: str = ""
+
+
+@dataclass
+class Summary:
+    """What a copy did, in bytes and seconds, ready for JSON.
+
+    `way` is how the bytes moved: `kernel`, `memory` or `requests`.  `skipped` was right at the destination before, or
+    finished by an earlier run.
+    """
+
+    source: str
+    destination: str
+    size: int
+    way: str
+    copied: int
+    zeroed: int
+    skipped: int
+    retries: int
+    seconds: float
+    flushed: bool
+    verified: bool
+    digests: dict[str, str] = field(default_factory=dict)
+    block_hash: dict[str, str] = field(default_factory=dict)
+
+
+async def copy(source: Spec, destination: Spec, options: CopyOptions, display: Display | None = None) -> Summary:
+    """Copy one spec to another; `-` is a standard stream, `null:` takes everything.
+
+    On return the copy is complete and flushed.  Raises UserError, one line, if it is not; the line says so when the
+    destination was changed.  SIGINT, SIGTERM and SIGHUP stop a copy that way too.
+    """
+    job = _Job(source, destination, options, display)
+    failure: UserError | None = None
+    async with AsyncExitStack() as stack:
+        try:
+            await job.run(stack)
+        except UserError as error:  # raised again outside: a nursery below would wrap it
+            failure = error
+    if failure:
+        raise failure
+    return job.summary()
+
+
+class _Job:
+    def __init__(self, source: Spec, destination: Spec, options: CopyOptions, display: Display | None) -> None:
+        _refuse_contradictions(source, destination, options)
+        self.options = options
+        self.display = display
+        self.source_spec, self.destination_spec = source, destination
+        self.source_plan = None if files.is_standard_stream(source) else _plan(source, options)
+        stream = files.is_standard_stream(destination) or files.is_null(destination)
+        self.destination_plan = None if stream else _plan(destination, options)
+        self.source: Checked | None = None
+        self.destination: Checked | None = None
+        self.state: StateFile | None = None
+        self.created = False  # the destination was made by us, so all of it is a hole
+        self.started = time.monotonic()
+        self.digests = [Digest(name) for name in options.digests]
+        self.block_hash = None if options.block_hash is None else BlockHash(options.block_hash)
+        self.flushed = False
+        self.verified = False
+
+    async def run(self, stack: AsyncExitStack) -> None:
+        size = await self._open_source(stack)
+        await self._open_destination(stack, size)
+        self.progress = Progress(size)
+        done = self._load_state()
+        self.engine = self._engine(stack, done)
+        self.resumed = done.total
+        await self._transfer()
+        await self._flush()
+        if self.state:
+            self.state.remove()
+        if self.options.verify:
+            await self._verify()
+
+    def summary(self) -> Summary:
+        counters = self.engine.counters
+        block_hash = self.block_hash
+        return Summary(
+            source=self._name(self.source_plan, self.source_spec),
+            destination=self._name(self.destination_plan, self.destination_spec),
+            size=self.progress.done,
+            way=self.way,
+            copied=counters.copied,
+            zeroed=counters.zeroed,
+            skipped=counters.skipped,
+            retries=counters.retries,
+            seconds=round(time.monotonic() - self.started, 3),
+            flushed=self.flushed,
+            verified=self.verified,
+            digests={digest.name: digest.hexdigest() for digest in self.digests},
+            block_hash={block_hash.name: block_hash.hexdigest()} if block_hash else {},
+        )
+
+    # Opening
+
+    async def _open_source(self, stack: AsyncExitStack) -> int | None:
+        """Open the source; give its size if that is known."""
+        if self.source_plan is None:
+            self.input_fd = sys.stdin.fileno()
+            return files.remaining(self.input_fd)
+        path = files.plain_path(self.source_plan)
+        if files.is_stream(path):
+            self.input_fd = files.open_stream(path, os.O_RDONLY)
+            stack.callback(os.close, self.input_fd)
+            return None
+        self.source = await stack.enter_async_context(open_stack(self.source_plan, readonly=True))
+        return self.source.info.size
+
+    async def _open_destination(self, stack: AsyncExitStack, size: int | None) -> None:
+        self.output_fd: int | None = None
+        if self.destination_plan is None:
+            if not files.is_null(self.destination_spec):
+                self.output_fd = sys.stdout.fileno()
+                if os.isatty(self.output_fd):
+                    raise UserError("the bytes of a disk would garble the terminal: redirect them, or name a file")
+            return
+        path = files.plain_path(self.destination_plan)
+        backing = self.source.backing() if self.source else None
+        if path and backing and files.same_file(backing, path):
+            raise UserError(f"{path} is both source and destination")
+        if files.is_stream(path):
+            self.output_fd = files.open_stream(path, os.O_WRONLY)
+            stack.callback(os.close, self.output_fd)
+            return
+        if path and files.is_regular(path) and not (self.options.resume and os.path.exists(self.options.resume)):
+            files.create(path, size or 0)
+            self.created = True
+            if size is None:
+                self.output_fd = files.open_stream(path, os.O_WRONLY)
+                stack.callback(os.close, self.output_fd)
+                return
+        self.destination = await stack.enter_async_context(open_stack(self.destination_plan))
+        self._check_destination(self.destination, backing, size)
+
+    def _check_destination(self, destination: Checked, backing: Backing | None, size: int | None) -> None:
+        name = self._name(self.destination_plan, self.destination_spec)
+        if not destination.writable:
+            raise UserError(f"{name} is read-only")
+        if size is not None and destination.info.size < size:
+            raise UserError(
+                f"{name} is too small, {destination.info.size} bytes for the {size} of the source; nothing was written"
+            )
+        other = destination.backing()
+        if backing and other and size and files.overlap(backing, other, size):
+            raise UserError(f"source and destination are the same bytes of one file: {name}")
+
+    def _load_state(self) -> RangeSet:
+        if not self.options.resume:
+            return RangeSet()
+        self.state = StateFile(self.options.resume, self._facts())
+        done = self.state.load()
+        return RangeSet() if done is None else done
+
+    def _facts(self) -> dict[str, Any]:
+        """What must be the same when a copy goes on."""
+        assert self.source and self.destination
+        facts: dict[str, Any] = {
+            "source": self._name(self.source_plan, self.source_spec),
+            "source size": self.source.info.size,
+            "source identity": self.source.info.identity,
+            "destination": self._name(self.destination_plan, self.destination_spec),
+            "destination size": self.destination.info.size,
+        }
+        if backing := self.source.backing():
+            facts["source time"] = os.fstat(backing.fd).st_mtime_ns
+        if backing := self.destination.backing():
+            facts["destination file"] = os.fstat(backing.fd).st_ino
+        return facts
+
+    # Choosing the way
+
+    def _engine(self, stack: AsyncExitStack, done: RangeSet) -> Engine:
+        options = self.options
+        hashers: Sequence[Hasher] = [*self.digests, *([self.block_hash] if self.block_hash else [])]
+        kernel = self._kernel_files(hashers)
+        resident = bool(
+            self.source and self.destination and not hashers and both_immediate(self.source, self.destination)
+        )
+        self.way = "kernel" if kernel else "memory" if resident else "requests"
+        blank = options.blank or (self.created and not options.allocated)
+        workers = max(1, min(options.requests * options.connections, options.queue_size // options.request_size))
+        if kernel:
+            workers = _KERNEL_WORKERS
+        if resident or options.synchronous:
+            workers = 1
+        return Engine(
+            self._input(kernel is not None, resident, blank, done),
+            self._output(blank),
+            self.progress,
+            workers=workers,
+            request_size=options.request_size,
+            kernel=kernel,
+            hashers=hashers,
+            retry=options.retry,
+            rate=options.rate,
+            limiter=trio.CapacityLimiter(options.threads or os.cpu_count() or 1),
+            done=done,
+        )
+
+    def _kernel_files(self, hashers: Sequence[Hasher]) -> tuple[Backing, Backing] | None:
+        """The two files, if both ends are plain files and nobody need see the bytes."""
+        options = self.options
+        if not (self.source and self.destination) or hashers or options.sparse or options.rate or not options.extents:
+            return None
+        source, destination = self.source.backing(), self.destination.backing()
+        return (source, destination) if source and destination else None
+
+    def _input(self, kernel: bool, resident: bool, blank: bool, done: RangeSet) -> Input:
+        if not self.source:
+            return StreamInput(self.input_fd)
+        options = self.options
+        planner = Planner(
+            self.source,
+            self.destination if options.compare_zeroes else None,
+            step=STEP if kernel else options.request_size,
+            align=self._align(),
+            extents=options.extents,
+            short_holes=options.sparse != 0 and not kernel,
+            done=done,
+            blank=blank or files.is_null(self.destination_spec),
+            allocated=options.allocated,
+        )
+        return DeviceInput(self.source, planner, resident)
+
+    def _output(self, blank: bool) -> Output:
+        options = self.options
+        if self.destination:
+            sparse = max(_SPARSE, self._align()) if options.sparse is None else options.sparse
+            return DeviceOutput(self.destination, sparse=sparse, allocated=options.allocated, blank=blank)
+        if self.output_fd is None:
+            return NullOutput()
+        if self.created:
+            sparse = 0 if options.allocated else _SPARSE if options.sparse is None else options.sparse
+            return files.GrowingFile(self.output_fd, sparse=sparse)
+        return StreamOutput(self.output_fd)
+
+    def _align(self) -> int:
+        """What the edges of data are rounded to: the destination's preferred block."""
+        block = self.destination.info.block.preferred if self.destination else 1
+        usable = block & (block - 1) == 0 and block <= min(_LARGEST_ALIGN, self.options.request_size)
+        return block if usable and self.options.request_size % block == 0 else 1
+
+    # Moving
+
+    async def _transfer(self) -> None:
+        """Run the engine, with its helpers.  Raises UserError if the copy did not come to its end."""
+        self._interrupted = ""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch_signals, nursery.cancel_scope)
+            if self.state:
+                nursery.start_soon(self._keep_state, nursery.cancel_scope)
+            async with showing(self.progress, self.display):
+                await self.engine.run()
+            nursery.cancel_scope.cancel()
+        failure = self._interrupted or self.engine.failure
+        if failure:
+            with trio.move_on_after(_SAVE_TIMEOUT, shield=True):
+                raise UserError(f"{failure}; {await self._incomplete()}")
+
+    async def _watch_signals(self, scope: trio.CancelScope) -> None:
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+            async for number in signals:
+                self._interrupted = f"the copy was stopped by {signal.Signals(number).name}"
+                scope.cancel()
+
+    async def _keep_state(self, scope: trio.CancelScope) -> None:
+        try:
+            while True:
+                await trio.sleep(_SAVE_INTERVAL)
+                await self._save_state()
+        except OSError as error:
+            self.engine.failure = CopyError(f"cannot keep the state file {self.options.resume}: {error}")
+            scope.cancel()
+
+    async def _save_state(self) -> None:
+        assert self.state
+        arrived = RangeSet(self.engine.done)
+        await self.engine.output.finish()
+        await trio.to_thread.run_sync(self.state.save, arrived)
+
+    async def _incomplete(self) -> str:
+        """What is left of a copy that failed."""
+        if self.destination is None and self.output_fd is None:
+            return "nothing was written"
+        name = self._name(self.destination_plan, self.destination_spec)
+        text = f"{name} is incomplete"
+        if self.progress.total is not None:
+            text += f", {self.progress.done} of {self.progress.total} bytes are there"
+        if self.state:
+            try:
+                await self._save_state()
+                text += f"; the same command goes on from {self.options.resume}"
+            except OSError as error:
+                text += f"; its state could not be kept ({error})"
+        return text
+
+    async def _flush(self) -> None:
+        try:
+            await self.engine.output.finish()
+        except OSError as error:
+            raise UserError(f"cannot flush the destination: {error}; {await self._incomplete()}") from error
+        self.flushed = isinstance(self.engine.output, DeviceOutput | files.GrowingFile)
+
+    async def _verify(self) -> None:
+        """Compare what was written with the source, read once more."""
+        assert self.source and self.destination
+        forget_cached(self.destination)
+        planner = Planner(self.source, None, step=self.options.request_size, extents=self.options.extents)
+        check = Engine(
+            DeviceInput(self.source, planner),
+            CompareOutput(self.destination, self.options.request_size),
+            Progress(self.progress.total),
+            workers=self.engine.workers,
+            request_size=self.options.request_size,
+            retry=self.options.retry,
+        )
+        async with showing(check.progress, self.display):
+            await check.run()
+        if check.failure:
+            raise UserError(f"verification failed: {check.failure}")
+        self.verified = True
+
+    def _name(self, planned: Plan | None, spec: Spec) -> str:
+        return str(planned) if planned else str(spec)
+
+
+def _plan(spec: Spec, options: CopyOptions) -> Plan:
+    """The plan of a spec, with the wanted number of connections if its source has any and names none."""
+    planned = plan(spec)
+    known = any(option.name == "connections" for option in planned.source.option_table)
+    if known and planned.options.connections == planned.source.options().connections:
+        return dataclasses.replace(
+            planned, options=dataclasses.replace(planned.options, connections=options.connections)
+        )
+    return planned
+
+
+def _refuse_contradictions(source: Spec, destination: Spec, options: CopyOptions) -> None:
+    stream_in, stream_out = files.is_standard_stream(source), files.is_standard_stream(destination)
+    nowhere = files.is_null(destination)
+    if not 1 <= options.request_size <= LARGEST_REQUEST:
+        raise UsageError(f"the request size is 1 to {LARGEST_REQUEST} bytes, not {options.request_size}")
+    if options.sparse and options.sparse & (options.sparse - 1):
+        raise UsageError(f"the block in which zeroes are looked for is a power of two, not {options.sparse}")
+    if options.queue_size < options.request_size:
+        raise UsageError("the queue must hold one request: --queue-size is less than --request-size")
+    if min(options.connections, options.requests) < 1:
+        raise UsageError("at least one connection and one request are needed")
+    if files.is_null(source):
+        raise UsageError("null: needs a size to be a source: null:SIZE")
+    if options.verify and (stream_in or stream_out or nowhere):
+        raise UsageError("--verify reads both sides again: neither may be a pipe or null:")
+    if options.resume and (stream_in or stream_out or nowhere):
+        raise UsageError("--resume needs a source and a destination that can be read at any place: no pipe, no null:")
+    if options.resume and (options.digests or options.block_hash is not None):
+        raise UsageError("--resume does not see all bytes, so it gives no hash: copy the result to null: for one")

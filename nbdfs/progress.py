@@ -1,0 +1,155 @@
+"""Show how far long work has come: a bar for people on a terminal, lines for programs on a descriptor."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Protocol, TextIO
+
+import trio
+
+_INTERVAL = 0.2  # seconds between two looks at the work
+_MEMORY = 5.0  # seconds over which the rate is taken
+_NARROWEST_BAR = 10  # columns
+_UNITS = ("", "k", "M", "G", "T", "P", "E")
+
+
+class Progress:
+    """How much of `total` bytes is done; a total of None is not known."""
+
+    def __init__(self, total: int | None = None) -> None:
+        self.total = total
+        self.done = 0
+
+    def advance(self, length: int) -> None:
+        """Count `length` more bytes as done."""
+        self.done += length
+
+    @property
+    def fraction(self) -> float:
+        """From 0 to 1; 0 if the total is not known."""
+        if self.total is None:
+            return 0.0
+        return min(self.done / self.total, 1.0) if self.total else 1.0
+
+
+class Display(Protocol):
+    """What shows a progress."""
+
+    def show(self, progress: Progress) -> None:
+        """Show the present state; called some times a second."""
+
+    def finish(self, progress: Progress, complete: bool) -> None:
+        """Show the last state."""
+
+
+class Bar:
+    """One line on a terminal, drawn over and over: share, bar, bytes, rate, time left."""
+
+    def __init__(self, stream: TextIO = sys.stderr) -> None:
+        self._stream = stream
+        self._seen: deque[tuple[float, int]] = deque()  # (time, bytes done), the last few seconds
+
+    def show(self, progress: Progress) -> None:
+        now = trio.current_time()
+        if not self._seen:
+            self._seen.append((now, 0))
+        self._seen.append((now, progress.done))
+        while self._seen[0][0] < now - _MEMORY:
+            self._seen.popleft()
+        first, done = self._seen[0]
+        rate = (progress.done - done) / (now - first) if now > first else 0.0
+        self._draw(progress, rate)
+
+    def finish(self, progress: Progress, complete: bool) -> None:
+        self.show(progress)
+        self._stream.write("\n")
+        self._stream.flush()
+
+    def _draw(self, progress: Progress, rate: float) -> None:
+        text = human_size(progress.done)
+        if progress.total is not None:
+            text += f" of {human_size(progress.total)}"
+        text += f", {human_size(rate)}/s"
+        if progress.total is not None and rate and progress.done < progress.total:
+            text += f", {human_time((progress.total - progress.done) / rate)} left"
+        columns = self._columns() - 1  # a full line would wrap
+        if progress.total is not None:
+            share = f"{int(progress.fraction * 100):3d}%"
+            width = columns - len(share) - len(text) - 5
+            if width >= _NARROWEST_BAR:
+                filled = int(progress.fraction * width)
+                text = f"{share} [{'#' * filled}{'.' * (width - filled)}] {text}"
+            else:
+                text = f"{share} {text}"
+        self._stream.write(f"\r{text[:columns]}\033[K")
+        self._stream.flush()
+
+    def _columns(self) -> int:
+        try:
+            return os.get_terminal_size(self._stream.fileno()).columns or 80
+        except OSError:
+            return 80
+
+
+class Lines:
+    """`N/100` and a newline on a descriptor, each time N changed; 100/100 comes only when all is done."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._last = -1
+
+    def show(self, progress: Progress) -> None:
+        self._write(min(int(progress.fraction * 100), 99))
+
+    def finish(self, progress: Progress, complete: bool) -> None:
+        if complete:
+            self._write(100)
+
+    def _write(self, percent: int) -> None:
+        if percent != self._last:
+            self._last = percent
+            os.write(self._fd, b"%d/100\n" % percent)
+
+
+@asynccontextmanager
+async def showing(progress: Progress, display: Display | None) -> AsyncIterator[None]:
+    """Show a progress while the block runs, and its end."""
+    if display is None:
+        yield
+        return
+    complete = False
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_keep_showing, progress, display)
+            yield
+            nursery.cancel_scope.cancel()
+        complete = True
+    finally:
+        display.finish(progress, complete)
+
+
+async def _keep_showing(progress: Progress, display: Display) -> None:
+    while True:
+        display.show(progress)
+        await trio.sleep(_INTERVAL)
+
+
+def human_size(size: float) -> str:
+    """Three significant digits in powers of 1024, as `1.25G`."""
+    power = 0
+    while size >= 1000 and power < len(_UNITS) - 1:
+        size /= 1024
+        power += 1
+    digits = 0 if not power or size >= 100 else 1 if size >= 10 else 2
+    return f"{size:.{digits}f}{_UNITS[power]}"
+
+
+def human_time(seconds: float) -> str:
+    """Hours, minutes and seconds, as `1:02:03` or `2:03`."""
+    minutes, second = divmod(int(seconds + 0.5), 60)
+    hour, minute = divmod(minutes, 60)
+    return f"{hour}:{minute:02d}:{second:02d}" if hour else f"{minute}:{second:02d}"
