@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
+PR_SET_PDEATHSIG = 1
 
 
 def _checked(result: int, path: str) -> None:
@@ -34,3 +36,8 @@ def sync_file_range(descriptor: int, offset: int, length: int) -> None:
     whole = 1 | 2 | 4  # WAIT_BEFORE, WRITE, WAIT_AFTER
     result = _libc.sync_file_range(descriptor, ctypes.c_int64(offset), ctypes.c_int64(length), ctypes.c_uint(whole))
     _checked(result, "")
+
+
+def die_with_parent() -> None:
+    """prctl(2): have the calling process killed when the thread that started it ends.  Survives execve(2)."""
+    _checked(_libc.prctl(ctypes.c_int(PR_SET_PDEATHSIG), ctypes.c_ulong(signal.SIGKILL), 0, 0, 0), "")
