@@ -31,19 +31,18 @@ _UNANSWERED = (Opcode.FORGET, Opcode.BATCH_FORGET)
 class ControlLink:
     """Carries control requests of one connection.
 
-    `negotiate` turns the kernel's INIT into our reply; `open_flags(inode, flags)` gives what to put into the
-    reply to an OPEN: FOPEN_* flags and a backing id.
+    `negotiate` turns the kernel's INIT into our reply.  `opened` is where the control plane leaves what to put into
+    its reply to an OPEN: by file handle the FOPEN_* flags and a backing id.
     """
 
     def __init__(
         self,
         device: int,
         negotiate: Callable[[InitRequest], InitReply],
-        open_flags: Callable[[int, int], tuple[int, int]],
     ) -> None:
         self._device = device
         self._negotiate = negotiate
-        self._open_flags = open_flags
+        self.opened: dict[int, tuple[int, int]] = {}
         self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for end in (self._ours, theirs):
             end.setblocking(False)
@@ -52,16 +51,20 @@ class ControlLink:
         self._pending: dict[int, Callable[[memoryview], bytes | memoryview]] = {}
         self._waiting: deque[tuple[int, int, bytes]] = deque()
         self._initial: InitRequest | None = None
+        self._amendments: dict[int, Callable[[memoryview], bytes | memoryview]] = {
+            Opcode.INIT: self._amend_init,
+            Opcode.OPEN: self._amend_open,
+        }
 
     def close(self) -> None:
         self._ours.close()
 
-    def forward(self, opcode: int, unique: int, inode: int, message: memoryview) -> None:
+    def forward(self, opcode: int, unique: int, message: memoryview) -> None:
         """Pass a request on, now or when there is room for it."""
         if opcode == Opcode.INIT:
             message = self._for_libfuse(message)
         if opcode not in _UNANSWERED:
-            self._pending[unique] = self._amendment(opcode, inode, message)
+            self._pending[unique] = self._amendments.get(opcode, _as_it_is)
         if self._waiting or len(self._pending) > _MOST or not self._sent(message):
             self._waiting.append((opcode, unique, bytes(message)))
 
@@ -96,14 +99,6 @@ class ControlLink:
         except OSError as failure:
             log.debug("the kernel did not want a reply: %s", failure)
 
-    def _amendment(self, opcode: int, inode: int, message: memoryview) -> Callable[[memoryview], bytes | memoryview]:
-        if opcode == Opcode.INIT:
-            return self._amend_init
-        if opcode == Opcode.OPEN:
-            flags = wire.OPEN_IN.unpack_from(message, wire.BODY)[0]
-            return lambda reply: self._amend_open(reply, inode, flags)
-        return _as_it_is
-
     def _for_libfuse(self, message: memoryview) -> memoryview:
         """INIT as libfuse must see it: an older kernel, and one that cannot splice (it would splice our socket)."""
         self._initial = InitRequest.parse(message)
@@ -119,10 +114,10 @@ class ControlLink:
         unique = wire.OUT_HEADER.unpack_from(message)[2]
         return wire.reply(unique, self._negotiate(self._initial).pack())
 
-    def _amend_open(self, message: memoryview, inode: int, flags: int) -> bytes:
+    def _amend_open(self, message: memoryview) -> bytes:
         _, _, unique = wire.OUT_HEADER.unpack_from(message)
         handle = wire.OPEN_OUT.unpack_from(message, wire.OUT_HEADER.size)[0]
-        return wire.reply(unique, wire.OPEN_OUT.pack(handle, *self._open_flags(inode, flags)))
+        return wire.reply(unique, wire.OPEN_OUT.pack(handle, *self.opened.pop(handle)))
 
 
 def _as_it_is(message: memoryview) -> memoryview:

@@ -12,15 +12,17 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyfuse3
 import trio
 from pyfuse3 import FUSEError
 
 from nbdfs.fuse.operations import zero
-from nbdfs.fuse.passthrough import Passthrough
-from nbdfs.fuse.tree import Directory, File, Node, Tree
+from nbdfs.fuse.tree import Directory, File, Node
+
+if TYPE_CHECKING:
+    from nbdfs.fuse.session import Session
 
 log = logging.getLogger(__name__)
 
@@ -48,24 +50,23 @@ def _guarded(handler: Handler) -> Handler:
 
 
 class ControlPlane(pyfuse3.Operations):
-    """pyfuse3's view of a tree.  `timeout` is the deadline of what must ask a source, in seconds."""
+    """pyfuse3's view of a mount.  `opened` takes what the reply to each OPEN shall say (see ControlLink)."""
 
     supports_dot_lookup = True
     enable_writeback_cache = False
 
     def __init__(
         self,
-        tree: Tree,
-        passthrough: Passthrough,
+        session: Session,
+        opened: dict[int, tuple[int, int]],
         nursery: trio.Nursery,
-        timeout: float,
         attributes: Callable[[File], dict[str, str]],
     ) -> None:
         super().__init__()
-        self._tree = tree
-        self._passthrough = passthrough
+        self._session = session
+        self._tree = session.tree
+        self._opened = opened
         self._nursery = nursery
-        self._timeout = timeout
         self._attributes = attributes
         self._handles: dict[int, tuple[Node, bool]] = {}  # handle: node, whether it can write
         self._next_handle = 1
@@ -127,7 +128,7 @@ class ControlPlane(pyfuse3.Operations):
             raise FUSEError(errno.EPERM)
         if not file.source.writable:
             raise FUSEError(errno.EROFS)
-        with trio.move_on_after(self._timeout) as scope:
+        with trio.move_on_after(self._session.options.timeout) as scope:
             await zero(file, 0, file.size, punch=True)
         if scope.cancelled_caught:
             raise FUSEError(errno.EIO)
@@ -181,9 +182,12 @@ class ControlPlane(pyfuse3.Operations):
         writes = flags & os.O_ACCMODE in _ACCESS_MODES
         if writes and not file.source.writable:
             raise FUSEError(errno.EROFS)
+        reply = self._session.open_flags(file, flags)
+        handle = self._new_handle(file, writes)
+        self._opened[handle] = reply
         file.handles += 1
         file.writers += writes
-        return pyfuse3.FileInfo(fh=self._new_handle(file, writes))
+        return pyfuse3.FileInfo(fh=handle)
 
     @_guarded
     async def release(self, fh: int) -> None:
@@ -192,7 +196,7 @@ class ControlPlane(pyfuse3.Operations):
             node.handles -= 1
             node.writers -= writes
             if not node.handles:
-                self._passthrough.close(node)
+                self._session.passthrough.close(node)
 
     # Directories.
 

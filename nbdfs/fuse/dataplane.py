@@ -110,7 +110,7 @@ class DataPlane:
             if opcode == Opcode.INTERRUPT:
                 self._interrupt(wire.INTERRUPT_IN.unpack_from(buffer, wire.BODY)[0])
             else:
-                self._link.forward(opcode, unique, inode, buffer[:length])
+                self._link.forward(opcode, unique, buffer[:length])
             return False
         request = Request(self._device, opcode, unique, buffer[:length])
         try:

@@ -44,7 +44,8 @@ class Passthrough:
         if backing is None or backing.offset or not backing.fixed_size:
             return -1
         try:
-            return fcntl.ioctl(self._device, wire.BACKING_OPEN, wire.BACKING_MAP.pack(backing.fd, 0, 0))
+            # Only with a mutable argument does ioctl() give the result of the call.
+            return fcntl.ioctl(self._device, wire.BACKING_OPEN, bytearray(wire.BACKING_MAP.pack(backing.fd, 0, 0)))
         except OSError as error:
             if error.errno in (errno.EPERM, errno.EOPNOTSUPP, errno.ELOOP, errno.EINVAL):
                 return -1  # not this kind of file, or not this deep: the data plane serves it

@@ -87,9 +87,8 @@ class Session:
         stack_depth = int(self.passthrough.enabled)
         return InitReply(min(offer.minor, 45), flags, wire.MAX_WRITE, _MAX_BACKGROUND, stack_depth)
 
-    def open_flags(self, inode: int, flags: int) -> tuple[int, int]:
-        """FOPEN_* flags and backing id of an open file."""
-        file = self.tree.file(inode)
+    def open_flags(self, file: File, flags: int) -> tuple[int, int]:
+        """FOPEN_* flags and backing id for a file that is opened with `flags` of open(2)."""
         backing = self.passthrough.open(file)
         if backing:
             return OpenFlag.PASSTHROUGH | OpenFlag.NOFLUSH, backing
@@ -109,10 +108,10 @@ async def mounted(
         raise UserError(f"{target} cannot be covered: one source covers a file, NAME=SPEC a directory")
     device = await trio.to_thread.run_sync(mounting.mount, target, kind, options)
     session = Session(target, tree, options, device, Passthrough(device.descriptor))
-    link = ControlLink(device.descriptor, session.negotiate, session.open_flags)
+    link = ControlLink(device.descriptor, session.negotiate)
     try:
         async with trio.open_nursery() as nursery:
-            control = ControlPlane(tree, session.passthrough, nursery, options.timeout, attributes)
+            control = ControlPlane(session, link.opened, nursery, attributes)
             pyfuse3.init(control, f"/dev/fd/{link.theirs}", set())
             nursery.start_soon(link.carry_replies)
             nursery.start_soon(pyfuse3.main)
