@@ -48,16 +48,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     called = os.path.basename(sys.argv[0])
     if arguments is None and called.startswith("nbd") and called != "nbdfs":
         words = ["compat", called, *words]  # a symlink with a peer's name
+    status = 1
     try:
-        return _dispatch(words)
-    except UserError as error:
-        _report(error)
-        return error.exit_status
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
+        status = _dispatch(words)
+    except* UserError as group:
+        for error in _leaves(group):
+            _report(error)
+            status = error.exit_status
+    except* KeyboardInterrupt:
+        status = 130
+    except* BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nothing more can be said, also not at exit
-        return 1
+    return status
+
+
+def _leaves(group: BaseExceptionGroup[UserError]) -> Iterator[UserError]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error
 
 
 def _dispatch(words: list[str]) -> int:
@@ -103,7 +113,7 @@ def _help() -> str:
 def _report(error: UserError) -> None:
     print(f"nbdfs: {error}", file=sys.stderr)
     if logging.getLogger().isEnabledFor(logging.DEBUG):
-        traceback.print_exc()
+        traceback.print_exception(error)
 
 
 if __name__ == "__main__":
