@@ -83,17 +83,22 @@ def choice(*values: str) -> Kind:
 
 @dataclass(frozen=True)
 class Option:
-    """One option of a driver, as help and checks see it."""
+    """One option of a driver, as help and checks see it; `field` is its name in the options dataclass."""
 
     name: str
+    field: str
     kind: Kind
     default: object
     help: str
 
 
 def option(default: Any, kind: Kind, help: str) -> Any:
-    """A field of an options dataclass."""
+    """A field of an options dataclass; `_` is `-` in the option's name, and one at the end (`from_`) is not part of it."""
     return dataclasses.field(default=default, metadata={"kind": kind, "help": help})
+
+
+def _option_name(field: str) -> str:
+    return field.rstrip("_").replace("_", "-")
 
 
 @dataclass(frozen=True)
@@ -130,7 +135,7 @@ class Driver:
     @property
     def option_table(self) -> tuple[Option, ...]:
         return tuple(
-            Option(field.name.replace("_", "-"), field.metadata["kind"], field.default, field.metadata["help"])
+            Option(_option_name(field.name), field.name, field.metadata["kind"], field.default, field.metadata["help"])
             for field in dataclasses.fields(self.options)
         )
 
@@ -141,7 +146,7 @@ class Driver:
         for name, text in texts:
             if name not in known:
                 raise UsageError(f"{self.name} has no option '{name}'{nearest(name, known)}")
-            field = name.replace("-", "_")
+            field = known[name].field
             if field in values:
                 raise UsageError(f"{self.name}: the option '{name}' is given twice")
             try:
@@ -174,9 +179,14 @@ class SourceDriver(Driver):
 
 @dataclass(frozen=True)
 class LayerDriver(Driver):
-    """A layer.  `open(below, options, context)` gives the source as an async context manager."""
+    """A layer.  `open(below, options, context)` gives the source as an async context manager.
+
+    `reads_only` says that the layer never writes to what is below, which is then opened without write access: many
+    can share one such source, and it may be write-protected.
+    """
 
     open: Callable[[Source, Any, OpenContext], AbstractAsyncContextManager[Source]] = dataclasses.field(kw_only=True)
+    reads_only: bool = dataclasses.field(default=False, kw_only=True)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

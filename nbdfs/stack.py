@@ -7,7 +7,7 @@ offset, length or request size, so that no other layer need care.
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -100,7 +100,7 @@ def _shown(driver: Driver, options: Any) -> str:
     given = [
         (option.name, "***" if option.kind.secret else str(value))
         for option in driver.option_table
-        if (value := getattr(options, option.name.replace("-", "_"))) != option.default
+        if (value := getattr(options, option.field)) != option.default
     ]
     return str(Segment(driver.name, tuple(given)))
 
@@ -114,16 +114,22 @@ async def open_stack(text: str | Spec | Plan, *, readonly: bool = False, debug: 
     """
     planned = text if isinstance(text, Plan) else plan(text)
 
-    def nested(inner: str) -> AbstractAsyncContextManager[Source]:
-        return open_stack(inner, readonly=readonly, debug=debug)
+    def context(above: Sequence[tuple[LayerDriver, Any]]) -> OpenContext:
+        only = readonly or any(driver.reads_only for driver, _ in above)
 
-    context = OpenContext(readonly, nested, planned.argv)
+        def nested(inner: str) -> AbstractAsyncContextManager[Source]:
+            return open_stack(inner, readonly=only, debug=debug)
+
+        return OpenContext(only, nested, planned.argv)
+
+    layers = planned.layers
     async with AsyncExitStack() as stack:
-        top = await _enter(stack, planned.source, planned.source.open(planned.argument, planned.options, context))
-        for driver, options in reversed(planned.layers):
+        leaf = planned.source.open(planned.argument, planned.options, context(layers))
+        top = await _enter(stack, planned.source, leaf)
+        for depth, (driver, options) in reversed(list(enumerate(layers))):
             if debug:
                 top = Checked(top)
-            top = await _enter(stack, driver, driver.open(top, options, context))
+            top = await _enter(stack, driver, driver.open(top, options, context(layers[:depth])))
         yield Checked(top, readonly=readonly)
 
 
