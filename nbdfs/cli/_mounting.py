@@ -32,6 +32,7 @@ class Order:
     plans: Mapping[str, Plan]
     target: str
     options: MountOptions
+    allow_empty: bool = False  # whether a device of 0 bytes may be shown
 
 
 def order(specs: Sequence[str], target: str, options: MountOptions) -> Order:
@@ -81,7 +82,7 @@ async def _open_all(stack: AsyncExitStack, what: Order, target: str) -> Mapping[
     exports = {}
     for name, planned in what.plans.items():
         source = await stack.enter_async_context(open_stack(planned, readonly=readonly))
-        if not source.info.size:
+        if not source.info.size and not what.allow_empty:
             raise UserError(f"{planned} is empty: a device of 0 bytes cannot be used")
         exports[name] = Export(name, source, str(planned))
     return exports
