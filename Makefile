@@ -1,0 +1,76 @@
+# make run         mount a 1 GiB RAM disk over mem.img, in the foreground
+# make test        install what the tests need and run them; test-long also runs the campaigns of minutes
+# make lint types  style and types
+# make docs        fill the generated parts of the manual
+# make bench       measure, and write the table of the README
+# make clean       remove what was made
+# On Debian, root gets what is missing installed; others are told which packages to ask for.
+
+PYTHON ?= /usr/bin/python3
+VENV := .venv
+BIN := $(VENV)/bin
+CONSTRAINTS := $(CURDIR)/constraints.txt
+PYTEST := $(BIN)/python -m pytest
+
+RUN_PACKAGES := python3-venv python3-dev gcc libc6-dev pkg-config libfuse3-dev fuse3
+TEST_PACKAGES := acl aria2 busybox-static cpio cryptsetup-bin e2fsprogs fdisk file fio gdisk iproute2 jq kmod \
+	libnbd-bin lsof nbd-client nbd-server nbdkit nginx-light procps python3-libnbd qemu-system-x86 \
+	qemu-utils socat strace tmux transmission-cli util-linux xfsprogs xz-utils zstd
+
+.PHONY: run test test-long venv lint types bench docs clean run-packages test-packages
+
+run: run-packages $(BIN)/.run
+	@echo "A RAM disk of 1 GiB is the file mem.img, until Ctrl-C or 'nbdfs umount mem.img'. In another terminal, try:"
+	@echo "    ls -l mem.img && dd if=/dev/urandom of=mem.img bs=1M count=100 conv=notrunc && du -h mem.img"
+	@echo "    mkfs.ext4 mem.img && mount -o loop mem.img /mnt"
+	@$(BIN)/nbdfs mount -v memory:1G mem.img
+
+test: run-packages test-packages $(BIN)/.dev
+	$(PYTEST)
+
+test-long: run-packages test-packages $(BIN)/.dev
+	$(PYTEST) -m "long or not long"
+
+venv: run-packages $(BIN)/.dev
+
+lint: venv
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+# The drivers are installed as nbdfs.backends; a type checker sees them there only in a tree laid out like that.
+types: venv
+	mkdir -p build/types/nbdfs
+	find build/types -xtype l -delete
+	ln -sfn -t build/types/nbdfs $(CURDIR)/nbdfs/* $(CURDIR)/backends
+	cd build/types && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml nbdfs
+
+bench: run-packages test-packages $(BIN)/.dev
+	$(BIN)/python benchmarks/run
+
+docs: $(BIN)/.dev
+	$(BIN)/python docs/generate.py
+
+clean:
+	rm -rf build dist *.egg-info $(VENV) .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+run-packages:
+	@packaging/need-packages $(RUN_PACKAGES)
+
+test-packages:
+	@packaging/need-packages $(TEST_PACKAGES)
+
+# pip itself is pinned too: with it, the constraints also hold for what builds pyfuse3.
+$(BIN)/pip: | run-packages
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c $(CONSTRAINTS) --upgrade pip
+
+INSTALL = $(BIN)/python -m pip install -q -c $(CONSTRAINTS) --build-constraint $(CONSTRAINTS)
+
+$(BIN)/.run: setup.cfg pyproject.toml constraints.txt | $(BIN)/pip
+	$(INSTALL) -e .
+	@touch $@
+
+$(BIN)/.dev: setup.cfg pyproject.toml constraints.txt | $(BIN)/pip
+	$(INSTALL) -e '.[all,test,lint]'
+	@touch $@ $(BIN)/.run
