@@ -41,3 +41,10 @@ def sync_file_range(descriptor: int, offset: int, length: int) -> None:
 def die_with_parent() -> None:
     """prctl(2): have the calling process killed when the thread that started it ends.  Survives execve(2)."""
     _checked(_libc.prctl(ctypes.c_int(PR_SET_PDEATHSIG), ctypes.c_ulong(signal.SIGKILL), 0, 0, 0), "")
+
+
+def punch_hole(descriptor: int, offset: int, length: int) -> None:
+    """fallocate(2): the range reads as zero and takes no space; the size of the file stays."""
+    keep_size, punch = 1, 2
+    result = _libc.fallocate(descriptor, keep_size | punch, ctypes.c_int64(offset), ctypes.c_int64(length))
+    _checked(result, "")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import ssl
 import tempfile
 import urllib.parse
@@ -21,6 +20,7 @@ from nbdfs.backends.http.wire import Proxy, Wire, WireError
 
 from nbdfs.errors import UsageError, UserError
 from nbdfs.registry import OpenContext
+from nbdfs.scratch import temporary_directory
 from nbdfs.source import Source
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ async def open_http(argument: str, options: HttpOptions, context: OpenContext) -
         if facts.ranges:
             yield Resource(remote, facts, writable=writable)
         elif options.fallback == "download":
-            with tempfile.TemporaryFile(dir=os.environ.get("TMPDIR", "/var/tmp")) as file:  # noqa: S108
+            with tempfile.TemporaryFile(dir=temporary_directory()) as file:
                 await _download(remote, file)
                 async with context.open(f"file:/proc/self/fd/{file.fileno()}") as source:
                     yield source

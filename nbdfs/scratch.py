@@ -1,0 +1,144 @@
+"""A sparse store of bytes for layers that keep data of their own: in memory or in a file.
+
+Memory and the page cache are used at once, without a thread: what is cached is read with RWF_NOWAIT, and a write into
+the page cache is a copy.  Only when the kernel makes writers wait (too many dirty pages) do writes go to a thread, for
+a while; what must come from the disk always does.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+import time
+from typing import Final
+
+import trio
+
+from nbdfs.libc import punch_hole
+
+_SLOW_WRITE = 0.005  # seconds after which a write was no mere copy
+_DISTRUST = 1.0  # seconds for which writes then go to a thread
+
+
+class Scratch:
+    """Bytes [start, start + size) of a descriptor, which it closes; unwritten ones read as zero.
+
+    `in_memory` says that no operation waits for a disk.
+    """
+
+    def __init__(self, descriptor: int, size: int, *, start: int = 0, in_memory: bool = False) -> None:
+        self.descriptor: Final = descriptor
+        self.size: Final = size
+        self.in_memory: Final = in_memory
+        self._start = start
+        self._distrust_until = 0.0
+        self._failed = 0  # errno of a sync
+
+    async def read_into(self, buffer: memoryview, offset: int) -> None:
+        """Fill `buffer` from `offset`."""
+        done = (
+            os.preadv(self.descriptor, [buffer], self._start + offset)
+            if self.in_memory
+            else self._cached(buffer, offset)
+        )
+        if done < len(buffer):
+            await trio.to_thread.run_sync(self._read_all, buffer[done:], offset + done)
+
+    def _cached(self, buffer: memoryview, offset: int) -> int:
+        try:
+            return os.preadv(self.descriptor, [buffer], self._start + offset, os.RWF_NOWAIT)
+        except OSError:  # not in the page cache, or a file system that cannot tell: a thread will see
+            return 0
+
+    def _read_all(self, buffer: memoryview, offset: int) -> None:
+        while buffer:
+            done = os.preadv(self.descriptor, [buffer], self._start + offset)
+            if done == 0:  # only where the file was cut short by others
+                raise OSError(errno.EIO, "the file has been shortened")
+            buffer = buffer[done:]
+            offset += done
+
+    async def write(self, data: memoryview, offset: int) -> None:
+        """Write all of `data`.  Raises OSError, ENOSPC among others; some of it may be written then."""
+        if not self.in_memory and time.monotonic() < self._distrust_until:
+            await trio.to_thread.run_sync(self._write_all, data, offset)
+            return
+        began = time.monotonic()
+        self._write_all(data, offset)
+        if (ended := time.monotonic()) - began > _SLOW_WRITE:
+            self._distrust_until = ended + _DISTRUST
+
+    def _write_all(self, data: memoryview, offset: int) -> None:
+        while data:
+            done = os.pwritev(self.descriptor, [data], self._start + offset)
+            data = data[done:]
+            offset += done
+
+    async def discard(self, offset: int, length: int) -> None:
+        """Give the space back; the range reads as zero."""
+        if self.in_memory:
+            punch_hole(self.descriptor, self._start + offset, length)
+        else:
+            await trio.to_thread.run_sync(punch_hole, self.descriptor, self._start + offset, length)
+
+    async def sync(self) -> None:
+        """Make everything written so far durable.
+
+        After a failure the kernel may have dropped what it could not write, so every later call fails too.
+        """
+        if self.in_memory:
+            return
+        if self._failed:
+            raise OSError(self._failed, "an earlier sync failed, what was written since then may be lost")
+        try:
+            await trio.to_thread.run_sync(os.fdatasync, self.descriptor)
+        except OSError as error:
+            self._failed = error.errno or errno.EIO
+            raise
+
+    def data_runs(self, offset: int, length: int) -> list[tuple[int, int, bool]]:
+        """Cut the range into runs (start, end, whether data), as the file system knows its holes."""
+        runs = []
+        end = offset + length
+        while offset < end:
+            data = min(self._seek(offset, os.SEEK_DATA), end)
+            if data > offset:
+                runs.append((offset, data, False))
+            if data < end:
+                hole = min(self._seek(data, os.SEEK_HOLE), end)
+                runs.append((data, hole, True))
+                data = hole
+            offset = data
+        return runs
+
+    def _seek(self, offset: int, whence: int) -> int:
+        try:
+            return os.lseek(self.descriptor, self._start + offset, whence) - self._start
+        except OSError as error:
+            if error.errno != errno.ENXIO:  # no data up to the end
+                raise
+            return self.size
+
+    def close(self) -> None:
+        os.close(self.descriptor)
+
+
+def memory_scratch(name: str, size: int) -> Scratch:
+    """A store in memory (a memfd, which `name` is seen by in /proc)."""
+    descriptor = os.memfd_create(name, os.MFD_CLOEXEC)
+    os.ftruncate(descriptor, size)
+    return Scratch(descriptor, size, in_memory=True)
+
+
+def temporary_directory() -> str:
+    """Where large files that nobody sees are kept: $TMPDIR, or /var/tmp, which is on a disk."""
+    return os.environ.get("TMPDIR") or "/var/tmp"  # noqa: S108
+
+
+def temporary_scratch(size: int) -> Scratch:
+    """A store in a file without a name, gone with the process."""
+    with tempfile.TemporaryFile(dir=temporary_directory()) as file:
+        descriptor = os.dup(file.fileno())
+    os.truncate(descriptor, size)
+    return Scratch(descriptor, size)

@@ -1,0 +1,293 @@
+"""The `cow` layer: what is written is read, what is below is never touched, what was flushed is kept."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nbdfs.backends.cow import CowOptions
+from nbdfs.backends.cow.commit import commit, committed_bytes
+from nbdfs.backends.cow.layer import describe_base, open_cow
+from nbdfs.backends.cow.overlay import _runs_of_ones, open_overlay
+from nbdfs.checked import Checked
+from nbdfs.errors import UsageError, UserError
+from nbdfs.registry import OpenContext
+from nbdfs.source import HOLE, ZERO, Caps, Extent, read
+from nbdfs.stack import open_stack
+from tests.devices import Ram
+
+CONTENT = random.Random(2).randbytes(300_001)
+
+
+def nothing(spec: str) -> object:
+    raise AssertionError(spec)
+
+
+@asynccontextmanager
+async def cow(base: Ram, *, readonly: bool = False, **options: object) -> AsyncIterator[Checked]:
+    context = OpenContext(readonly, nothing)  # type: ignore[arg-type]
+    async with open_cow(base, CowOptions(**options), context) as layer:  # type: ignore[arg-type]
+        yield Checked(layer)
+
+
+@pytest.mark.parametrize("kind", ["temporary", "memory", "kept"])
+async def test_random_work_against_a_model(kind: str, tmp_path: Path) -> None:
+    options = {"temporary": {}, "memory": {"memory": True}, "kept": {"overlay": str(tmp_path / "o")}}[kind]
+    base = Ram(CONTENT)
+    model = bytearray(CONTENT)
+    chance = random.Random(3)
+    async with cow(base, **options) as layer:
+        for _ in range(300):
+            offset = chance.randrange(len(model))
+            length = min(chance.choice([1, 100, 4096, 5000, 20_000]), len(model) - offset)
+            match chance.randrange(4):
+                case 0 | 1:
+                    data = chance.randbytes(length)
+                    await layer.pwrite(memoryview(data), offset)
+                    model[offset : offset + length] = data
+                case 2:
+                    await layer.zero(offset, length)
+                    model[offset : offset + length] = bytes(length)
+                case 3:
+                    assert await read(layer, offset, length) == model[offset : offset + length]
+        assert await read(layer, 0, len(model)) == model
+    assert base.content == CONTENT
+    assert not base.names("write") and not base.names("zero") and not base.names("trim")
+    if kind == "kept":
+        async with cow(base, **options) as layer:
+            assert await read(layer, 0, len(model)) == model
+
+
+async def test_extents_of_both(tmp_path: Path) -> None:
+    async with cow(Ram(bytes(1 << 20)), memory=True) as layer:
+        await layer.pwrite(memoryview(b"x" * 8192), 65536)
+        await layer.zero(131072, 65536)
+        found = await layer.extents(0, 1 << 20)
+        assert found == [
+            Extent(0, 65536, HOLE | ZERO),
+            Extent(65536, 8192, 0),
+            Extent(73728, (1 << 20) - 73728, HOLE | ZERO),
+        ]
+
+
+async def test_neighbouring_writes_are_one_extent_in_the_index() -> None:
+    base = Ram(bytes(1 << 20))
+    async with cow(base, memory=True) as layer:
+        for index in range(64):
+            await layer.pwrite(memoryview(b"x" * 4096), index * 4096)
+        assert len(layer.below._overlay.present) == 1  # type: ignore[attr-defined]
+        assert base.log == []  # whole blocks need nothing from below
+
+
+async def test_the_view_of_what_is_below_shows_only_untouched_blocks() -> None:
+    async with open_stack("cow,memory::data,size=1M:7") as layer:
+        view = layer.view(0, 4096)
+        if view is not None:
+            assert view[:1] == b"\x07"
+        await layer.pwrite(memoryview(b"x"), 4095)
+        assert layer.view(0, 8192) is None
+        assert (await read(layer, 4094, 3)) == b"\0x\0"
+
+
+async def test_a_read_only_cow_shows_the_overlay_and_takes_no_writes(tmp_path: Path) -> None:
+    path = str(tmp_path / "o")
+    async with cow(Ram(CONTENT), overlay=path) as layer:
+        await layer.pwrite(memoryview(b"x"), 5)
+    async with (
+        cow(Ram(CONTENT), overlay=path, readonly=True) as one,
+        cow(Ram(CONTENT), overlay=path, readonly=True) as two,
+    ):
+        for layer in one, two:
+            assert Caps.WRITE not in layer.info.caps
+            assert await read(layer, 5, 1) == b"x"
+
+
+# ---- the file
+
+
+async def refused(base: Ram, says: str, **options: object) -> None:
+    with pytest.raises(UserError, match=says) as caught:
+        async with cow(base, **options):
+            pass
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+async def overlay(tmp_path: Path) -> str:
+    path = str(tmp_path / "overlay")
+    async with cow(Ram(CONTENT, identity="golden"), overlay=path) as layer:
+        await layer.pwrite(memoryview(b"x" * 10_000), 100_000)
+    return path
+
+
+async def test_an_overlay_of_another_base_is_refused(overlay: str) -> None:
+    await refused(Ram(b"y" + CONTENT[1:]), "another base", overlay=overlay)
+    await refused(Ram(CONTENT, identity="other"), "another base", overlay=overlay)
+    await refused(Ram(CONTENT + b"1"), "for a device of 300001 bytes; this one has 300002", overlay=overlay)
+    async with cow(Ram(CONTENT, identity="other"), overlay=overlay, accept_base=True):
+        pass
+    async with cow(Ram(CONTENT, identity="other"), overlay=overlay) as layer:
+        assert await read(layer, 99_999, 3) == CONTENT[99_999:100_000] + b"xx"
+
+
+async def test_an_overlay_in_use_is_refused(overlay: str) -> None:
+    base = Ram(CONTENT, identity="golden")
+    async with cow(base, overlay=overlay):
+        await refused(base, "in use", overlay=overlay)
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda data: b"not one at all", "is no cow overlay"),
+        (lambda data: data[:100], "damaged"),
+        (lambda data: data[:30] + b"\xff" + data[31:], "damaged"),
+        (lambda data: data[:-5000], "truncated"),
+    ],
+)
+async def test_a_damaged_overlay_is_refused_and_left_alone(overlay: str, damage: object, says: str) -> None:
+    file = Path(overlay)
+    damaged = damage(file.read_bytes())  # type: ignore[operator]
+    file.write_bytes(damaged)
+    await refused(Ram(CONTENT, identity="golden"), says, overlay=overlay)
+    assert file.read_bytes() == damaged
+
+
+async def test_no_overlay_where_there_is_no_folder(tmp_path: Path) -> None:
+    await refused(Ram(CONTENT), "No such file", overlay=str(tmp_path / "a" / "b"))
+    with pytest.raises(UsageError, match="power of two"):
+        async with cow(Ram(CONTENT), block=5000):
+            pass
+    with pytest.raises(UsageError, match="exclude"):
+        async with cow(Ram(CONTENT), memory=True, overlay="x"):
+            pass
+
+
+async def test_bits_reach_the_disk_only_after_their_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    real_sync, real_write = os.fdatasync, os.pwrite
+    monkeypatch.setattr(os, "fdatasync", lambda fd: (calls.append("sync"), real_sync(fd))[1])
+    monkeypatch.setattr(os, "pwrite", lambda *what: (calls.append("bits"), real_write(*what))[1])
+    async with cow(Ram(CONTENT), overlay=str(tmp_path / "o")) as layer:
+        await layer.pwrite(memoryview(b"x"), 5)
+        calls.clear()
+        await layer.flush()
+        assert calls == ["sync", "bits", "sync"]
+
+
+async def test_a_failed_flush_stays_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(descriptor: int) -> None:
+        raise OSError(5, "no disk")
+
+    real = os.fdatasync
+    async with cow(Ram(CONTENT), overlay=str(tmp_path / "o")) as layer:
+        await layer.pwrite(memoryview(b"x"), 5)
+        monkeypatch.setattr(os, "fdatasync", broken)
+        with pytest.raises(OSError, match="no disk"):
+            await layer.flush()
+        monkeypatch.setattr(os, "fdatasync", real)
+        with pytest.raises(OSError, match="earlier sync failed"):
+            await layer.flush()
+        layer.below._content._failed = 0  # type: ignore[attr-defined]
+
+
+@given(st.binary(max_size=64))
+def test_runs_of_ones(page: bytes) -> None:
+    bits = [index for index in range(len(page) * 8) if page[index // 8] >> (index % 8) & 1]
+    runs = list(_runs_of_ones(page))
+    assert [index for start, end in runs for index in range(start, end)] == bits
+    assert all(end < start for (_, end), (start, _) in itertools.pairwise(runs))
+
+
+@given(st.sets(st.integers(0, 700), max_size=60))
+@settings(max_examples=30)
+async def test_the_index_survives(tmp_path_factory: pytest.TempPathFactory, blocks: set[int]) -> None:
+    path = str(tmp_path_factory.mktemp("index") / "o")
+    base = Ram(bytes(512 * 701))
+    async with cow(base, overlay=path, block=512) as layer:
+        for block in blocks:
+            await layer.pwrite(memoryview(b"x" * 512), block * 512)
+            if block % 7 == 0:
+                await layer.flush()
+    async with cow(base, overlay=path) as layer:
+        content = await read(layer, 0, 512 * 701)
+        assert {index for index in range(701) if content[index * 512]} == blocks
+
+
+# ---- commit
+
+
+async def test_commit_writes_back_and_empties(overlay: str) -> None:
+    base = Ram(CONTENT, identity="golden")
+    async with cow(base, overlay=overlay) as layer:
+        await layer.zero(200_000, 50_000)
+        await layer.pwrite(memoryview(b"first"), 0)
+        shown = await read(layer, 0, len(CONTENT))
+    was = await describe_base(base)
+    opened = open_overlay(overlay, was, 4096, committing=True)
+    done: list[int] = []
+    total = committed_bytes(opened)
+    await commit(opened, Checked(base), was, done.append)
+    opened.close()
+    assert sum(done) == total
+    assert base.content == shown
+    assert base.log[-1][0] == "flush"
+    async with cow(Ram(shown, identity="changed by the commit"), overlay=overlay) as layer:
+        assert await read(layer, 0, len(shown)) == shown
+        assert not len(layer.below._overlay.present)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3])
+async def test_an_interrupted_commit_is_finished_by_the_next(overlay: str, stop: int) -> None:
+    base = Ram(CONTENT, identity="golden")
+    async with cow(base, overlay=overlay) as layer:
+        await layer.pwrite(memoryview(b"first"), 0)
+        await layer.pwrite(memoryview(b"last"), len(CONTENT) - 4)
+        shown = await read(layer, 0, len(CONTENT))
+    left = stop
+
+    def fail(name: str, offset: int, length: int) -> int:
+        nonlocal left
+        left -= name in ("write", "flush")
+        return 5 if left < 0 else 0
+
+    base.fail = fail
+    was = await describe_base(base)
+    opened = open_overlay(overlay, was, 4096, committing=True)
+    with pytest.raises(OSError, match="fails as asked"):
+        await commit(opened, Checked(base), was, lambda length: None)
+    opened.close()
+    again = Ram(bytes(base.content), identity="no longer golden")
+    await refused(again, "commit .* was interrupted", overlay=overlay)
+    with pytest.raises(UserError, match="another base"):
+        open_overlay(overlay, await describe_base(Ram(b"z" * len(CONTENT))), 4096, committing=True)
+    was = await describe_base(again)
+    opened = open_overlay(overlay, was, 4096, committing=True)
+    await commit(opened, Checked(again), was, lambda length: None)
+    opened.close()
+    assert again.content == shown
+
+
+async def test_what_is_below_a_cow_is_opened_without_write_access(monkeypatch: pytest.MonkeyPatch) -> None:
+    from nbdfs.backends import null
+
+    seen: list[bool] = []
+
+    def opened(argument: str, options: object, context: OpenContext) -> null.Null:
+        seen.append(context.readonly)
+        return null.Null(4096)
+
+    monkeypatch.setattr(null, "DRIVER", replace(null.DRIVER, open=opened))
+    for spec in "cow::null:4k", "null:4k":
+        async with open_stack(spec) as source:
+            assert Caps.WRITE in source.info.caps
+    assert seen == [True, False]
