@@ -74,5 +74,6 @@ NOISE = bytes((index * 167 + (index >> 8) * 89 + (index >> 15)) & 0xFF for index
 ROWS = [
     Row("null", "1M", plain(f"null:{SIZE}", bytes(SIZE)), Writes.FORGOTTEN),
     Row("null", "short", plain(f"null:{SHORT}", bytes(SHORT)), Writes.FORGOTTEN),
+    Row("readahead", "null", plain(f"readahead::null:{SIZE}", bytes(SIZE)), Writes.FORGOTTEN),
     Row("blocksize", "null", plain(f"blocksize::null:{SIZE}", bytes(SIZE)), Writes.FORGOTTEN),
 ]
