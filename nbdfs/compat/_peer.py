@@ -1,0 +1,52 @@
+"""What the command lines of libnbd's tools have in common."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+
+from nbdfs.cli._words import preparation
+from nbdfs.cli.main import Parser, set_up_logging
+from nbdfs.errors import UsageError
+from nbdfs.spec import Spec, parse
+
+VERSION = "1.24.4"  # of libnbd: the one whose command lines these are
+
+
+def parser(name: str, bare: Mapping[str, str] | None = None) -> Parser:
+    """A parser for the tool `name`, with the options that all tools have; `bare` as in `cli._words`."""
+    made = Parser(
+        prog=name,
+        description=f"{name} as libnbd {VERSION} has it, done by nbdfs.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    made.prepare = preparation(bare or {})
+    made.add_argument("-V", "--version", action="version", version=f"{name} {VERSION}\nlibnbd {VERSION}")
+    made.add_argument("--long-options", action=_ListOptions, nargs=0, help="list the long options")
+    made.add_argument("--short-options", action=_ListOptions, nargs=0, help="list the short options")
+    made.add_argument("-v", "--verbose", action="count", default=0, help="say more; -vv also shows tracebacks")
+    return made
+
+
+def parse_words(made: Parser, argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments, with logging set up as they ask for."""
+    arguments = made.parse_args(made.prepare(argv))
+    set_up_logging(arguments.verbose)
+    return arguments
+
+
+def server(word: str) -> Spec:
+    """An NBD URI or a folded `[ CMD ]`: what these tools call NBD."""
+    if "://" not in word and not word.startswith("["):
+        raise UsageError(f"'{word}' is neither an NBD URI nor [ CMD ]")
+    return parse(word)
+
+
+class _ListOptions(argparse.Action):
+    """Print the options, one a line, for a shell's completion."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        long = self.option_strings == ["--long-options"]
+        print("\n".join(sorted(word for word in parser._option_string_actions if word.startswith("--") is long)))
+        parser.exit()
