@@ -102,7 +102,7 @@ class ControlPlane(pyfuse3.Operations):
         if fields.update_size:
             emptied = await self._truncate(self._tree.file(inode), attr.st_size)
         if fields.update_mode:
-            node.permissions = attr.st_mode & 0o7777
+            node.permissions = attr.st_mode & 0o777  # set-id bits have no meaning on a disk
         if fields.update_uid:
             node.uid = attr.st_uid
         if fields.update_gid:

@@ -72,6 +72,8 @@ class Session:
             | InitFlag.DO_READDIRPLUS
             | InitFlag.PARALLEL_DIROPS
             | InitFlag.EXPLICIT_INVAL_DATA  # we say when cached data is stale; a new mtime alone does not
+            # No file here has set-id bits or capabilities to lose at a write, so the kernel need not ask each time.
+            | InitFlag.HANDLE_KILLPRIV_V2
             | InitFlag.INIT_EXT
             | InitFlag.DIRECT_IO_ALLOW_MMAP
         )
