@@ -11,6 +11,10 @@ _libc = ctypes.CDLL(None, use_errno=True)
 MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
 PR_SET_PDEATHSIG = 1
+FALLOC_FL_KEEP_SIZE = 1
+FALLOC_FL_PUNCH_HOLE = 2
+FALLOC_FL_ZERO_RANGE = 16
+_MLOCK_ONFAULT = 1
 
 
 def _checked(result: int, path: str) -> None:
@@ -43,8 +47,21 @@ def die_with_parent() -> None:
     _checked(_libc.prctl(ctypes.c_int(PR_SET_PDEATHSIG), ctypes.c_ulong(signal.SIGKILL), 0, 0, 0), "")
 
 
+def fallocate(descriptor: int, mode: int, offset: int, length: int) -> None:
+    """fallocate(2), with any mode."""
+    _checked(_libc.fallocate(descriptor, mode, ctypes.c_int64(offset), ctypes.c_int64(length)), "")
+
+
 def punch_hole(descriptor: int, offset: int, length: int) -> None:
     """fallocate(2): the range reads as zero and takes no space; the size of the file stays."""
-    keep_size, punch = 1, 2
-    result = _libc.fallocate(descriptor, keep_size | punch, ctypes.c_int64(offset), ctypes.c_int64(length))
-    _checked(result, "")
+    fallocate(descriptor, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, offset, length)
+
+
+def mincore(address: int, length: int, vector: ctypes.Array[ctypes.c_char]) -> None:
+    """mincore(2): bit 0 of each byte of `vector` says whether that page of the mapping is in memory."""
+    _checked(_libc.mincore(ctypes.c_void_p(address), ctypes.c_size_t(length), vector), "")
+
+
+def mlock_on_fault(address: int, length: int) -> None:
+    """mlock2(2): every page is kept in memory from its first use on."""
+    _checked(_libc.mlock2(ctypes.c_void_p(address), ctypes.c_size_t(length), ctypes.c_uint(_MLOCK_ONFAULT)), "")

@@ -7,10 +7,13 @@ could behave differently: a size that is no multiple of anything, a read-only fo
 from __future__ import annotations
 
 import enum
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+import pytest
 
 
 class Writes(enum.Enum):
@@ -67,6 +70,20 @@ def over_file(spec: str, content: bytes) -> Prepare:
     return prepare
 
 
+@asynccontextmanager
+async def huge_pages(folder: Path) -> AsyncIterator[Subject]:
+    """A disk of huge pages, which root adds to the pool for the while."""
+    pool = Path("/proc/sys/vm/nr_hugepages")
+    if not os.access(pool, os.W_OK):
+        pytest.skip("only root may reserve huge pages")
+    before = int(pool.read_text())
+    pool.write_text(str(before + 2))
+    try:
+        yield Subject(f"memory,hugepages:{SIZE}", bytes(SIZE))
+    finally:
+        pool.write_text(str(before))
+
+
 SIZE = 1 << 20
 SHORT = 70_001
 NOISE = bytes((index * 167 + (index >> 8) * 89 + (index >> 15)) & 0xFF for index in range(SIZE))
@@ -75,5 +92,10 @@ ROWS = [
     Row("null", "1M", plain(f"null:{SIZE}", bytes(SIZE)), Writes.FORGOTTEN),
     Row("null", "short", plain(f"null:{SHORT}", bytes(SHORT)), Writes.FORGOTTEN),
     Row("readahead", "null", plain(f"readahead::null:{SIZE}", bytes(SIZE)), Writes.FORGOTTEN),
+    Row("memory", "1M", plain(f"memory:{SIZE}", bytes(SIZE))),
+    Row("memory", "short", plain(f"memory:{SHORT}", bytes(SHORT))),
+    Row("memory", "mlock", plain(f"memory,mlock:{SIZE}", bytes(SIZE))),
+    Row("memory", "hugepages", huge_pages),
+    Row("blocksize", "memory", plain(f"blocksize::memory:{SHORT}", bytes(SHORT))),
     Row("blocksize", "null", plain(f"blocksize::null:{SIZE}", bytes(SIZE)), Writes.FORGOTTEN),
 ]

@@ -1,0 +1,72 @@
+"""How much more memory may be taken, so that a full machine means ENOSPC and not the end of a process.
+
+The kernel gives a memfd pages without limit until it kills somebody.  So whoever is about to take pages asks
+first; to be cheap the answer is given in advance for a part of what is available.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+_STRIDE = 64 << 20  # bytes granted at most without looking again
+_MOST_RESERVE = 256 << 20  # bytes that are left to others, or a sixteenth of the memory if that is less
+
+# Files of a control group, by controller name in /proc/self/cgroup ("" is version 2): folder, limit, use.
+_CGROUPS = {
+    "": ("/sys/fs/cgroup", "memory.max", "memory.current"),
+    "memory": ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+}
+
+
+class Budget:
+    """Grants of memory to one disk."""
+
+    def __init__(self) -> None:
+        self._credit = 0
+
+    def spend(self, length: int) -> bool:
+        """Whether `length` more bytes may be taken."""
+        if length > self._credit:
+            room = available()
+            if length > room:
+                return False
+            self._credit = max(min(room // 4, _STRIDE), length)
+        self._credit -= length
+        return True
+
+
+def available() -> int:
+    """Bytes that can be taken before the machine, or a control group that we are in, runs out."""
+    facts = dict(re.findall(r"^(\w+): +(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE))
+    total, free, swap = (int(facts.get(name, 0)) << 10 for name in ("MemTotal", "MemAvailable", "SwapFree"))
+    room = free + swap
+    for limit, used in _group_limits():
+        total = min(total, limit)
+        room = min(room, limit - used)
+    return room - min(total // 16, _MOST_RESERVE)
+
+
+def _group_limits() -> list[tuple[int, int]]:
+    """(limit, use) of each control group above us that limits memory."""
+    found = []
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers not in _CGROUPS:
+            continue
+        top, limit_name, use_name = _CGROUPS[controllers]
+        group = Path(top + path)
+        for folder in (group, *group.parents):
+            limit, use = _number(folder / limit_name), _number(folder / use_name)
+            if limit is not None and use is not None:
+                found.append((limit, use))
+            if folder == Path(top):
+                break
+    return found
+
+
+def _number(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):  # not there, or "max"
+        return None

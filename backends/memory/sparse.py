@@ -1,0 +1,178 @@
+"""A disk in a memfd: holes where nothing was written, one memory for every reader, writer and mapping.
+
+Reads and writes are system calls on the memfd.  Its mapping serves only `view`, and only for pages that are there:
+touching a hole through it would allocate, and where no memory is left that kills the process.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import mmap
+import os
+from typing import Self
+
+import trio
+
+from nbdfs import libc
+from nbdfs.backends.memory.budget import Budget, available
+from nbdfs.errors import SourceError, UserError
+from nbdfs.fileio import data_runs, read_whole, write_whole
+from nbdfs.ranges import align_down, align_up, pieces
+from nbdfs.source import ALLOCATION, HOLE, ZERO, Backing, Caps, Extent, Source, SourceInfo
+from nbdfs.units import format_size
+
+_CAPS = (Caps.WRITE | Caps.FUA | Caps.TRIM | Caps.ZERO | Caps.FAST_ZERO | Caps.EXTENTS | Caps.MULTI_CONN
+         | Caps.IMMEDIATE)  # fmt: skip
+_PAGE = mmap.PAGESIZE
+_LARGEST_MAP = 16 << 40  # bytes; the address space holds a few of these
+_SMALLEST_VIEW = 32 << 10  # bytes; below, asking for the pages costs more than the copy that a view saves
+_LARGEST_VIEW = 32 << 20
+_MOST_EXTENTS = 1024  # in one answer
+_ZEROES = memoryview(bytes(1 << 20))
+_ZERO_SLICE = 64 << 20  # bytes written before others get a turn
+_MADV_POPULATE_READ = 22  # Linux 5.14
+
+
+class Memory(Source):
+    """`size` bytes; with `locked` what is stored is never swapped out."""
+
+    def __init__(self, size: int, *, locked: bool = False) -> None:
+        self.info = SourceInfo(size, _CAPS, description=f"memory:{format_size(size)}")
+        self._locked = locked
+        self._budget = Budget()
+        self._map: mmap.mmap | None = None
+        self._pages = memoryview(b"")  # the whole mapping
+        self._address = 0
+        self._resident = bytearray(_LARGEST_VIEW // _PAGE + 1)  # one a page, as mincore(2) fills it
+        self._vector = (ctypes.c_char * len(self._resident)).from_buffer(self._resident)
+        self._data = range(0)  # a run known to be data: it spares walking it again for each small question
+
+    async def __aenter__(self) -> Self:
+        self._fd = os.memfd_create("nbdfs-memory", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.ftruncate(self._fd, self.info.size)
+            fcntl.fcntl(self._fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
+            self._map_pages()
+        except BaseException:
+            os.close(self._fd)
+            raise
+        # The kernel would let passthrough take all memory; only a disk that fits is handed out for it.
+        self._fits = self.info.size <= available()
+        return self
+
+    def _map_pages(self) -> None:
+        size = self.info.size
+        if size <= _LARGEST_MAP:
+            try:
+                self._map = mmap.mmap(self._fd, size)
+            except OSError:  # a limit on address space: do without views
+                self._map = None
+        if self._map is not None:
+            self._pages = memoryview(self._map)
+            self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
+        if self._locked:
+            self._lock()
+
+    def _lock(self) -> None:
+        if self._map is None:
+            raise UserError(f"memory: {format_size(self.info.size)} is too large to be locked in memory")
+        try:
+            libc.mlock_on_fault(self._address, align_up(self.info.size, _PAGE))
+        except OSError as error:
+            raise UserError(
+                f"memory: cannot lock {format_size(self.info.size)} in memory: {error.strerror}; "
+                "raise the limit (ulimit -l), run as root, or leave out mlock"
+            ) from error
+
+    async def aclose(self) -> None:
+        self._pages.release()
+        if self._map is not None:
+            self._map.close()
+        os.close(self._fd)
+
+    async def pread_into(self, buffer: memoryview, offset: int) -> None:
+        read_whole(self._fd, buffer, offset)
+
+    async def pwrite(self, data: memoryview, offset: int, *, fua: bool = False) -> None:
+        self._write(data, offset)
+
+    def _write(self, data: memoryview, offset: int) -> None:
+        length = len(data)
+        if not self._budget.spend(length):
+            self._ask_for(self._missing(offset, length))
+        try:
+            write_whole(self._fd, data, offset)
+            if self._map is not None and self._locked:
+                first = align_down(offset, _PAGE)
+                self._map.madvise(_MADV_POPULATE_READ, first, align_up(offset + length, _PAGE) - first)
+        except OSError as error:
+            raise self._no_space(error) from error
+
+    def _missing(self, offset: int, length: int) -> int:
+        """Bytes of the range that are not there yet."""
+        runs = data_runs(self._fd, offset, offset + length)
+        return sum(min(end, offset + length) - start for start, end, is_data in runs if not is_data)
+
+    def _ask_for(self, length: int) -> None:
+        if not self._budget.spend(length):
+            raise SourceError(errno.ENOSPC, "the memory of the machine is used up", where=self.info.description)
+
+    def _no_space(self, error: OSError) -> OSError:
+        if error.errno in (errno.ENOMEM, errno.ENOSPC, errno.EFAULT):
+            return SourceError(errno.ENOSPC, "the memory of the machine is used up", where=self.info.description)
+        return error
+
+    async def trim(self, offset: int, length: int, *, fua: bool = False) -> None:
+        self._punch(offset, length)
+
+    async def zero(
+        self, offset: int, length: int, *, may_trim: bool = True, fast: bool = False, fua: bool = False
+    ) -> None:
+        if may_trim:
+            self._punch(offset, length)
+            return
+        if fast:
+            raise SourceError(errno.ENOTSUP, "zeroes that take space are written", where=self.info.description)
+        self._ask_for(self._missing(offset, length))
+        for start, size in pieces(offset, length, _ZERO_SLICE):
+            for at, step in pieces(start, size, len(_ZEROES)):
+                self._write(_ZEROES[:step], at)
+            if start + size < offset + length:
+                await trio.lowlevel.checkpoint()
+
+    def _punch(self, offset: int, length: int) -> None:
+        self._data = range(0)
+        libc.punch_hole(self._fd, offset, length)
+
+    async def extents(self, offset: int, length: int, *, context: str = ALLOCATION, one: bool = False) -> list[Extent]:
+        end = offset + length
+        if offset in self._data:
+            start = min(self._data.stop, end)
+            found = [Extent(offset, start - offset, 0)]
+        else:
+            start, found = offset, []
+        if start < end and not (found and one):
+            for first, last, is_data in data_runs(self._fd, start, end):
+                found.append(Extent(first, last - first, 0 if is_data else HOLE | ZERO))
+                if is_data:
+                    self._data = range(first, last)
+                if one or len(found) == _MOST_EXTENTS:
+                    break
+        return found
+
+    def view(self, offset: int, length: int, *, writable: bool = False) -> memoryview | None:
+        if self._map is None or not _SMALLEST_VIEW <= length <= _LARGEST_VIEW:
+            return None
+        first = align_down(offset, _PAGE)
+        pages = (align_up(offset + length, _PAGE) - first) // _PAGE
+        libc.mincore(self._address + first, pages * _PAGE, self._vector)
+        if self._resident.count(1, 0, pages) < pages:
+            return None
+        view = self._pages[offset : offset + length]
+        return view if writable else view.toreadonly()
+
+    def backing(self) -> Backing | None:
+        """The memfd, unless writes to it must go by us: to be locked, or to be refused when memory runs out."""
+        return Backing(self._fd, 0, fixed_size=True) if self._fits and not self._locked else None

@@ -1,0 +1,53 @@
+"""Whole reads and writes of a descriptor, and what its file system says of holes."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+
+from nbdfs.errors import SourceError
+
+
+def read_whole(fd: int, buffer: memoryview, offset: int, flags: int = 0) -> None:
+    """Fill `buffer`.  `flags` are those of preadv2(2).  EIO if the file ends before."""
+    done = os.preadv(fd, [buffer], offset, flags)
+    while done < len(buffer):
+        count = os.preadv(fd, [buffer[done:]], offset + done, flags)
+        if count == 0:
+            raise SourceError(errno.EIO, f"the file ends at {offset + done}: it has become shorter")
+        done += count
+
+
+def write_whole(fd: int, data: memoryview, offset: int, flags: int = 0) -> None:
+    """Write all of `data`.  `flags` are those of pwritev2(2)."""
+    done = os.pwritev(fd, [data], offset, flags)
+    while done < len(data):
+        done += os.pwritev(fd, [data[done:]], offset + done, flags)
+
+
+def data_runs(fd: int, start: int, end: int) -> Iterator[tuple[int, int, bool]]:
+    """Cut [start, end) into runs (start, end, whether data), in order and without gaps.
+
+    The last run may pass `end`.  A file system that cannot tell calls all of it data.
+    """
+    while start < end:
+        data = _seek(fd, start, os.SEEK_DATA, end)
+        if data > start:
+            yield start, data, False
+        if data < end:
+            hole = _seek(fd, data, os.SEEK_HOLE, end)
+            yield data, hole, True
+            data = hole
+        start = data
+
+
+def _seek(fd: int, offset: int, whence: int, end: int) -> int:
+    try:
+        return os.lseek(fd, offset, whence)
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # nothing of that kind up to the end of the file
+            return end
+        if error.errno in (errno.EINVAL, errno.EOPNOTSUPP):  # it cannot tell
+            return end if whence == os.SEEK_HOLE else offset
+        raise
