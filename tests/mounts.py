@@ -55,11 +55,12 @@ class Mounter:
 
     def __call__(self, spec: str, *words: str, name: str = "disk.img", ready: bool = True) -> Mounted:
         file = self.folder / name
-        command = [*self.prefix, *nbdfs("mount", *self.options, *words, spec, str(file))]
+        up = self.folder / f"{name}.{len(self.started)}.pid"
+        command = [*self.prefix, *nbdfs("mount", *self.options, *words, "-P", str(up), spec, str(file))]
         mounted = Mounted(file, subprocess.Popen(command, text=True, stderr=subprocess.PIPE))
         self.started.append(mounted)
         if ready:
-            wait_until(lambda: is_mounted(file) or mounted.process.poll() is not None, f"mount of {spec}")
+            wait_until(lambda: up.exists() or mounted.process.poll() is not None, f"mount of {spec}")
             if mounted.process.poll() is not None:
                 assert mounted.process.stderr
                 pytest.fail(f"the mount of {spec} ended: {mounted.process.stderr.read()}")

@@ -135,6 +135,8 @@ class ControlPlane(pyfuse3.Operations):
         return True
 
     def _entry(self, node: Node) -> pyfuse3.EntryAttributes:
+        if isinstance(node, File):
+            node.notice_changes()
         entry = pyfuse3.EntryAttributes()
         entry.st_ino = node.inode
         entry.st_mode = node.mode
@@ -149,18 +151,9 @@ class ControlPlane(pyfuse3.Operations):
             entry.st_blocks = -(-node.usage.allocated() // 512)
             if node.usage.due():
                 self._nursery.start_soon(node.usage.count)
-            self._backing_times(node, entry)
         elif isinstance(node, Directory):
             entry.st_nlink = 2 + sum(isinstance(child, Directory) for child in node.children.values())
         return entry
-
-    def _backing_times(self, file: File, entry: pyfuse3.EntryAttributes) -> None:
-        """In passthrough the kernel writes without telling us: the backing file knows when."""
-        backing = file.source.backing() if file.backing_id > 0 else None
-        if backing:
-            changed = os.fstat(backing.fd).st_mtime_ns
-            entry.st_mtime_ns = max(file.mtime, changed)
-            entry.st_ctime_ns = max(file.ctime, changed)
 
     @_guarded
     async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:

@@ -56,6 +56,17 @@ class File(Node):
         self.writers = 0  # open handles that can write: only then can the kernel hold dirty pages
         self.backing_id = 0  # of the kernel's passthrough while handles are open, else 0
         self.handles = 0
+        self._backing_mtime = self._modified()
+
+    def notice_changes(self) -> None:
+        """Take over the time of writes that went past us: in passthrough only the backing file knows them."""
+        modified = self._modified()
+        if modified != self._backing_mtime:
+            self._backing_mtime = self.mtime = self.ctime = modified
+
+    def _modified(self) -> int:
+        backing = self.source.backing()
+        return os.fstat(backing.fd).st_mtime_ns if backing else 0
 
     def touch(self) -> None:
         """The content changed."""
