@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import Protocol
 
-from nbdfs.copying.zeroes import zero_pieces, zeroes
+from nbdfs.copying.zeroes import zero_pieces
 from nbdfs.errors import UsageError
 from nbdfs.units import format_size, parse_size
 
@@ -68,7 +68,7 @@ class BlockHash:
         if not 0 < self._block <= _LARGEST_BLOCK:
             raise UsageError(f"the block of a block hash is 1 to {_LARGEST_BLOCK} bytes long, not {self._block}")
         self.name = f"{self._algorithm}/{format_size(self._block)}"
-        self._zero = hashlib.new(self._algorithm, zeroes(self._block)).digest()
+        self._zero = hashlib.new(self._algorithm, bytes(self._block)).digest()
         self._outer = hashlib.new(self._algorithm)
         self._inner = hashlib.new(self._algorithm)
         self._filled = 0  # bytes of the block under way that `_inner` has seen

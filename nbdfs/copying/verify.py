@@ -6,9 +6,9 @@ import os
 
 import trio
 
+from nbdfs.buffers import is_zero
 from nbdfs.checked import Checked
 from nbdfs.copying.engine import CopyError
-from nbdfs.copying.zeroes import is_zero
 from nbdfs.ranges import pieces
 from nbdfs.source import ZERO
 

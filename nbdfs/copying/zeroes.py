@@ -5,25 +5,16 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 
+from nbdfs.buffers import is_zero
+
 _CHUNK = 1 << 20  # bytes; the longest view that `zero_pieces` gives
-
-
-@functools.lru_cache(maxsize=8)
-def zeroes(length: int) -> bytes:
-    """That many zero bytes; the same object again for the same length."""
-    return bytes(length)
+_ZEROES = memoryview(bytes(_CHUNK))
 
 
 def zero_pieces(length: int) -> Iterator[memoryview]:
     """`length` zero bytes as views of bounded size, all of the same memory."""
-    whole = memoryview(zeroes(_CHUNK))
     for at in range(0, length, _CHUNK):
-        yield whole[: length - at]
-
-
-def is_zero(data: memoryview) -> bool:
-    """Whether every byte is zero."""
-    return data.tobytes() == zeroes(len(data))
+        yield _ZEROES[: length - at]
 
 
 def runs(data: memoryview, offset: int, block: int) -> Iterator[tuple[int, int, bool]]:
@@ -32,6 +23,10 @@ def runs(data: memoryview, offset: int, block: int) -> Iterator[tuple[int, int, 
     A run of zeroes consists of whole blocks, aligned on the device; the parts of blocks at the two ends of the data
     count as blocks.
     """
+    if is_zero(data):
+        if len(data):
+            yield 0, len(data), True
+        return
     start = at = 0  # data[start:at] is the run of zeroes under way, or empty
     for left, right in _zero_blocks(data, -offset % block, block):
         if left != at:
@@ -52,6 +47,7 @@ def _zero_blocks(data: memoryview, first: int, block: int) -> Iterator[tuple[int
     Only a block whose first byte is zero is looked at whole: few others need be touched.
     """
     length = len(data)
+    zero = _block(block)
     if first and is_zero(data[:first]):
         yield 0, min(first, length)
     heads = data[first::block].tobytes()
@@ -59,6 +55,12 @@ def _zero_blocks(data: memoryview, first: int, block: int) -> Iterator[tuple[int
     while index >= 0:
         left = first + index * block
         right = min(left + block, length)
-        if is_zero(data[left:right]):
+        if zero == data[left:right] if right - left == block else is_zero(data[left:right]):
             yield left, right
         index = heads.find(0, index + 1)
+
+
+@functools.lru_cache(maxsize=4)
+def _block(length: int) -> bytearray:
+    """A block of zeroes; a bytearray compares itself with a view by memcmp, which is most of the speed here."""
+    return bytearray(length)

@@ -7,7 +7,8 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbdfs.copying.zeroes import is_zero, runs, zero_pieces
+from nbdfs.buffers import is_zero
+from nbdfs.copying.zeroes import runs, zero_pieces
 
 chunks = st.lists(st.tuples(st.sampled_from([b"\0", b"\1", b"\0\1", b"\1\0"]), st.integers(1, 40)), max_size=12)
 
