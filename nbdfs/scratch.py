@@ -8,6 +8,7 @@ a while; what must come from the disk always does.
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import tempfile
 import time
@@ -34,6 +35,7 @@ class Scratch:
         self._start = start
         self._distrust_until = 0.0
         self._failed = 0  # errno of a sync
+        self._view: memoryview | None = None
 
     async def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fill `buffer` from `offset`."""
@@ -97,6 +99,12 @@ class Scratch:
             self._failed = error.errno or errno.EIO
             raise
 
+    def view(self, offset: int, length: int) -> memoryview:
+        """The bytes themselves, of a store in memory."""
+        if self._view is None:
+            self._view = memoryview(mmap.mmap(self.descriptor, self.size))
+        return self._view[offset : offset + length]
+
     def data_runs(self, offset: int, length: int) -> list[tuple[int, int, bool]]:
         """Cut the range into runs (start, end, whether data), as the file system knows its holes."""
         runs = []
@@ -136,9 +144,13 @@ def temporary_directory() -> str:
     return os.environ.get("TMPDIR") or "/var/tmp"  # noqa: S108
 
 
-def temporary_scratch(size: int) -> Scratch:
-    """A store in a file without a name, gone with the process."""
-    with tempfile.TemporaryFile(dir=temporary_directory()) as file:
+def unnamed_scratch(directory: str, size: int) -> Scratch:
+    """A store in a file without a name in `directory`, gone with the process."""
+    with tempfile.TemporaryFile(dir=directory) as file:
         descriptor = os.dup(file.fileno())
-    os.truncate(descriptor, size)
+    try:
+        os.truncate(descriptor, size)
+    except OSError:
+        os.close(descriptor)
+        raise
     return Scratch(descriptor, size)

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from nbdfs.backends.cow.overlay import Base, Overlay
-
 from nbdfs.checked import Checked
 from nbdfs.ranges import pieces
 

@@ -12,9 +12,9 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import trio
+
 from nbdfs.backends.cow import CowOptions
 from nbdfs.backends.cow.overlay import FINGERPRINTED, Base, Overlay, open_overlay, temporary_overlay
-
 from nbdfs.errors import SourceError, UsageError
 from nbdfs.rangelock import RangeLock
 from nbdfs.registry import OpenContext

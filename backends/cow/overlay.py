@@ -33,7 +33,7 @@ import trio
 
 from nbdfs.errors import UserError
 from nbdfs.ranges import RangeSet, align_up
-from nbdfs.scratch import Scratch, memory_scratch, temporary_scratch
+from nbdfs.scratch import Scratch, memory_scratch, temporary_directory, unnamed_scratch
 
 _MAGIC = b"nbdfs cow\0\0\0\0\0\0\0"
 _HEADER = struct.Struct("<16s II QQQ 32s 32s")  # magic, version, flags, block, size, content, identity, beginning
@@ -188,7 +188,7 @@ class Overlay:
 
 def temporary_overlay(size: int, block: int, *, memory: bool) -> Overlay:
     """An overlay that is gone in the end."""
-    content = memory_scratch("nbdfs-cow", size) if memory else temporary_scratch(size)
+    content = memory_scratch("nbdfs-cow", size) if memory else unnamed_scratch(temporary_directory(), size)
     return Overlay(content, Header.for_base(Base(size, "", b""), block), kept=False)
 
 

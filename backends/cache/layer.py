@@ -1,0 +1,344 @@
+"""The `cache` layer over its blocks.
+
+Invariants:
+
+* whoever fetches or changes blocks holds the lock on them, so a fetch never puts back what a write has replaced, and
+  two readers of a missing block fetch it once;
+* write-backs are one after the other (`_writing_back`): an older content can never arrive below after a newer one;
+* a block's dirty mark goes before its content is read for writing back, and comes back if that fails: a write that
+  comes in between marks it again;
+* a flush returns only after all writes that were done before it are below and flushed there.  Nothing that was flushed
+  depends on the cache.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+
+import trio
+
+from nbdfs.backends.cache import CacheOptions
+from nbdfs.backends.cache.blocks import Blocks, joined
+from nbdfs.backends.cache.storage import open_storage
+from nbdfs.errors import UsageError
+from nbdfs.rangelock import RangeLock
+from nbdfs.ranges import normalise, pieces
+from nbdfs.source import (
+    ALLOCATION,
+    CLOSE_TIMEOUT,
+    HOLE,
+    RESIDENT,
+    BlockSize,
+    Caps,
+    Extent,
+    Layer,
+    Source,
+    read,
+)
+
+_IN_MEMORY = 256 << 20  # bytes kept where the size is not given
+_ON_DISK = 8 << 30
+_FETCH = 4 << 20  # bytes fetched at once
+_WRITE_BACK = 1 << 20  # bytes written back at once
+_WRITERS = 8  # write-backs under way at once
+_DIRTY_SHARE = 2  # a part of the capacity: so many dirty blocks make a writer write back first
+_FEWEST = 16  # blocks of capacity
+
+
+class Cache(Layer):
+    """`below` with `blocks` kept of it; `mode` as in the options."""
+
+    def __init__(self, below: Source, blocks: Blocks, mode: str) -> None:
+        super().__init__(below)
+        self._blocks = blocks
+        self._block = blocks.block
+        self._size = below.info.size
+        self._lock = RangeLock()
+        self._writing_back = trio.Lock()
+        self._populating = mode != "read"
+        self._back = mode == "writeback" and Caps.WRITE in below.info.caps
+        caps = (below.info.caps & ~Caps.IMMEDIATE) | Caps.CACHE
+        if self._back:
+            caps = (caps & ~Caps.FUA) | Caps.FLUSH
+        block = BlockSize(1, max(blocks.block, below.info.block.preferred), below.info.block.maximum)
+        contexts = below.info.contexts if RESIDENT in below.info.contexts else (*below.info.contexts, RESIDENT)
+        self.info = replace(below.info, caps=caps, block=block, contexts=contexts)
+
+    # ---- reading
+
+    async def pread_into(self, buffer: memoryview, offset: int) -> None:
+        end = offset + len(buffer)
+        first, last = self._range(offset, len(buffer))
+        for start, stop, here in list(self._blocks.runs(first, last)):
+            at, until = max(start * self._block, offset), min(stop * self._block, end)
+            part = buffer[at - offset : until - offset]
+            if not (here and await self._read_present(part, at)):
+                async with self._lock.hold(start, stop - start):
+                    await self._read_or_fetch(part, at)
+
+    async def _read_present(self, part: memoryview, offset: int) -> bool:
+        """Fill `part` from blocks that were present; False if one no longer is."""
+        first, last = self._range(offset, len(part))
+        return all(block in self._blocks for block in range(first, last)) and await self._blocks.read_into(part, offset)
+
+    async def _read_or_fetch(self, part: memoryview, offset: int) -> None:
+        """Fill `part`, fetching what is missing.  The caller holds the lock on its blocks."""
+        first, last = self._range(offset, len(part))
+        end = offset + len(part)
+        for start, stop, here in list(self._blocks.runs(first, last)):
+            at, until = max(start * self._block, offset), min(stop * self._block, end)
+            inner = part[at - offset : until - offset]
+            if not (here and await self._read_present(inner, at)):
+                for piece, length in pieces(at, until - at, _FETCH):
+                    await self._fetch(inner[piece - at : piece - at + length], piece)
+
+    async def _fetch(self, part: memoryview, offset: int) -> None:
+        """Read whole blocks from below into the store, and `part` of them.  The caller holds the lock."""
+        first, last = self._range(offset, len(part))
+        start, end = self._blocks.bounds(first, last)
+        if (start, end) == (offset, offset + len(part)):
+            whole = part
+            await self.below.pread_into(whole, start)
+        else:
+            whole = memoryview(await read(self.below, start, end - start))
+            part[:] = whole[offset - start : offset - start + len(part)]
+        await self._blocks.add(first, whole)
+
+    async def cache(self, offset: int, length: int) -> None:
+        first, last = self._range(offset, length)
+        async with self._lock.hold(first, last - first):
+            for start, stop, here in list(self._blocks.runs(first, last)):
+                if not here:
+                    at, until = self._blocks.bounds(start, stop)
+                    for piece, size in pieces(at, until - at, _FETCH):
+                        await self._blocks.add(piece // self._block, memoryview(await read(self.below, piece, size)))
+
+    def view(self, offset: int, length: int, *, writable: bool = False) -> memoryview | None:
+        return None if writable else self._blocks.view(offset, length)
+
+    async def extents(self, offset: int, length: int, *, context: str = ALLOCATION, one: bool = False) -> list[Extent]:
+        if context == RESIDENT:
+            return await self._resident(offset, length, one)
+        found = await self.below.extents(offset, length, context=context, one=one)
+        return self._with_dirty(normalise(found, offset, length))
+
+    async def _resident(self, offset: int, length: int, one: bool) -> list[Extent]:
+        found: list[Extent] = []
+        for start, stop, here in list(self._blocks.runs(*self._range(offset, length))):
+            at, end = max(start * self._block, offset), min(stop * self._block, offset + length)
+            if here:
+                found.append(Extent(at, end - at, 0))
+            elif RESIDENT not in self.below.info.contexts:
+                found.append(Extent(at, end - at, HOLE))
+            else:
+                found += normalise(await self.below.extents(at, end - at, context=RESIDENT, one=one), at, end - at)
+                if found[-1].offset + found[-1].length < end:
+                    break
+            if one:
+                break
+        return found
+
+    def _with_dirty(self, extents: list[Extent]) -> list[Extent]:
+        """What below tells, with data where a write has not reached it yet."""
+        if not self._blocks.dirty:
+            return extents
+        found = []
+        for extent in extents:
+            end = extent.offset + extent.length
+            first, last = self._range(extent.offset, extent.length)
+            for start, stop in joined(sorted(block for block in self._blocks.dirty if first <= block < last)):
+                at, until = max(start * self._block, extent.offset), min(stop * self._block, end)
+                found.append(Extent(extent.offset, at - extent.offset, extent.flags))
+                found.append(Extent(at, until - at, 0))
+                extent = Extent(until, end - until, extent.flags)
+            found.append(extent)
+        return [extent for extent in found if extent.length]
+
+    # ---- writing
+
+    async def pwrite(self, data: memoryview, offset: int, *, fua: bool = False) -> None:
+        self._blocks.storage.before_write()
+        if self._back and len(self._blocks.dirty) >= self._blocks.capacity // _DIRTY_SHARE:
+            await self._write_back()
+        first, last = self._range(offset, len(data))
+        async with self._lock.hold(first, last - first):
+            if self._back:
+                await self._write_here(data, offset)
+            else:
+                await self._write_through(data, offset, fua)
+
+    async def _write_here(self, data: memoryview, offset: int) -> None:
+        first, last = self._range(offset, len(data))
+        try:
+            await self._update_whole(data, offset)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+                raise
+            await self._write_back(first, last)  # what is dirty here goes first, for it is older
+            await self._write_below(data, offset, fua=False)
+            self._blocks.remove(first, last)
+            return
+        self._blocks.dirty.update(range(first, last))
+
+    async def _write_through(self, data: memoryview, offset: int, fua: bool) -> None:
+        first, last = self._range(offset, len(data))
+        await self._write_below(data, offset, fua=fua)
+        try:
+            if self._populating:
+                await self._update_whole(data, offset)
+            else:
+                await self._update_present(data, offset)
+        except OSError:
+            self._blocks.remove(first, last)  # the write is done; only the copy of it is not
+
+    async def _update_whole(self, data: memoryview, offset: int) -> None:
+        """Put data into the store; blocks that it covers in part and that are not present are completed first."""
+        first, last = self._range(offset, len(data))
+        with self._blocks.pinned(first, last):
+            for block in self._edges(offset, len(data)):
+                if not await self._blocks.sound(block):
+                    start, end = self._blocks.bounds(block, block + 1)
+                    await self._blocks.update(memoryview(await read(self.below, start, end - start)), start)
+            await self._blocks.update(data, offset)
+
+    async def _update_present(self, data: memoryview, offset: int) -> None:
+        """Put data into the store only where blocks are present."""
+        first, last = self._range(offset, len(data))
+        with self._blocks.pinned(first, last):
+            for block in self._edges(offset, len(data)):
+                await self._blocks.sound(block)  # else it is no longer present
+            for start, stop, here in list(self._blocks.runs(first, last)):
+                if here:
+                    at, end = max(start * self._block, offset), min(stop * self._block, offset + len(data))
+                    await self._blocks.update(data[at - offset : end - offset], at)
+
+    def _edges(self, offset: int, length: int) -> list[int]:
+        """The blocks that a range covers only in part."""
+        first, last = self._range(offset, length)
+        bounds = ((block, *self._blocks.bounds(block, block + 1)) for block in {first, last - 1})
+        return [block for block, start, end in bounds if start < offset or end > offset + length]
+
+    async def _write_below(self, data: memoryview, offset: int, *, fua: bool) -> None:
+        first, last = self._range(offset, len(data))
+        try:
+            await self.below.pwrite(data, offset, fua=fua)
+        except BaseException:  # also when cancelled: nobody knows how much of it is done
+            self._blocks.remove(first, last)
+            raise
+
+    async def flush(self) -> None:
+        await self._write_back()
+        if Caps.FLUSH in self.below.info.caps:
+            await self.below.flush()
+
+    async def finish(self) -> None:
+        """Write below what nobody has flushed."""
+        if self._blocks.dirty:
+            await self.flush()
+
+    async def _write_back(self, first: int = 0, last: int | None = None) -> None:
+        """Write what is dirty in blocks [first, last), by default all, to what is below."""
+        async with self._writing_back:
+            dirty = self._blocks.dirty
+            step = max(_WRITE_BACK, self._block)
+            chosen = sorted(dirty if last is None else (block for block in dirty if first <= block < last))
+            runs = [
+                (at // self._block, (at + size) // self._block)
+                for start, stop in joined(chosen)
+                for at, size in pieces(start * self._block, (stop - start) * self._block, step)
+            ]
+            if not runs:
+                return
+            await self._write_runs(runs)
+
+    async def _write_runs(self, runs: list[tuple[int, int]]) -> None:
+        waiting = iter(runs)
+        errors: list[OSError] = []
+
+        async def writer() -> None:
+            for start, stop in waiting:
+                try:
+                    await self._write_run(start, stop)
+                except OSError as error:
+                    errors.append(error)  # the others are tried all the same
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(min(_WRITERS, len(runs))):
+                nursery.start_soon(writer)
+        if errors:
+            raise errors[0]
+
+    async def _write_run(self, first: int, last: int) -> None:
+        start, end = self._blocks.bounds(first, last)
+        with self._blocks.pinned(first, last):
+            self._blocks.dirty.difference_update(range(first, last))
+            try:
+                content = memoryview(bytearray(end - start))
+                await self._blocks.storage.scratch.read_into(content, start)
+                await self.below.pwrite(content, start)
+            except BaseException:
+                self._blocks.dirty.update(range(first, last))
+                raise
+
+    async def trim(self, offset: int, length: int, *, fua: bool = False) -> None:
+        first, last = self._range(offset, length)
+        async with self._emptied(offset, length):
+            await self.below.trim(offset, length, fua=fua)
+            with suppress(OSError):  # the space is given back with the next eviction then
+                await self._blocks.clear(offset, length)
+            self._blocks.remove(first, last)
+
+    async def zero(
+        self, offset: int, length: int, *, may_trim: bool = True, fast: bool = False, fua: bool = False
+    ) -> None:
+        async with self._emptied(offset, length):
+            await self.below.zero(offset, length, may_trim=may_trim, fast=fast, fua=fua)
+            try:
+                await self._blocks.clear(offset, length)
+            except OSError:
+                self._blocks.remove(*self._range(offset, length))
+
+    @asynccontextmanager
+    async def _emptied(self, offset: int, length: int) -> AsyncIterator[None]:
+        """Hold the blocks of a range with nothing in them dirty; if the block fails they are not present any more."""
+        self._blocks.storage.before_write()
+        first, last = self._range(offset, length)
+        async with self._lock.hold(first, last - first):
+            await self._write_back(first, last)
+            try:
+                yield
+            except BaseException:
+                self._blocks.remove(first, last)
+                raise
+
+    def _range(self, offset: int, length: int) -> tuple[int, int]:
+        """The blocks that a range touches."""
+        return offset // self._block, -(-(offset + length) // self._block)
+
+
+@asynccontextmanager
+async def open_cache(below: Source, options: CacheOptions) -> AsyncIterator[Source]:
+    """Open the layer.  What is in memory already is not kept once more: such a source stays as it is."""
+    if not 4096 <= options.block <= _FETCH or options.block & (options.block - 1):
+        raise UsageError("cache: block must be a power of two from 4k to 4M")
+    capacity = (options.size or (_ON_DISK if options.cache else _IN_MEMORY)) // options.block
+    if capacity < _FEWEST:
+        raise UsageError(f"cache: size must be {_FEWEST} blocks or more, here {_FEWEST * options.block} bytes")
+    if Caps.IMMEDIATE in below.info.caps or not below.info.size:
+        yield below
+        return
+    storage = open_storage(options.cache, below.info, options.block)
+    try:
+        blocks = Blocks(storage, below.info.size, options.block, capacity)
+        await blocks.make_room(0)
+        layer = Cache(below, blocks, options.mode)
+        try:
+            yield layer
+        finally:
+            with trio.move_on_after(CLOSE_TIMEOUT, shield=True):
+                await layer.finish()
+    finally:
+        storage.close()
