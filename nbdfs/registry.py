@@ -93,7 +93,7 @@ class Option:
 
 
 def option(default: Any, kind: Kind, help: str) -> Any:
-    """A field of an options dataclass; `_` is `-` in the option's name, and one at the end (`from_`) is not part of it."""
+    """A field of an options dataclass; `_` is `-` in the name of the option, one at the end (`from_`) no part of it."""
     return dataclasses.field(default=default, metadata={"kind": kind, "help": help})
 
 

@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from nbdfs.buffers import fill_zero
 from nbdfs.errors import SourceError, UserError
 from nbdfs.source import HOLE, MAX_SIZE, ZERO
 
@@ -23,7 +24,6 @@ Span = tuple[int, int, int]  # start, stop, flags
 PAGE = 32 << 10  # bytes; where extents begin and end, and the unit in which a writer gets a copy
 _MOST_DEPTH = 100  # contents inside each other: reading goes down as deep
 _FLAT = 4096  # bytes; a layout of that size or less is written out when first read, neighbours are joined up to that
-_ZEROES = memoryview(bytes(1 << 20))
 _NOT_ZERO = re.compile(rb"[^\0]")
 
 
@@ -309,7 +309,7 @@ def repeat(part: Content, count: int) -> Content:
     if part.size * count > MAX_SIZE:
         raise ContentError(f"{part.size} bytes times {count} is more than the largest size, 2^63 - 1 bytes")
     if isinstance(part, Repeat):
-        part, count = part.part, part.count * count
+        return repeat(part.part, part.count * count)
     return part if count == 1 else _shallow(Repeat(part, count))
 
 
@@ -342,13 +342,6 @@ def _shallow(content: Content) -> Content:
     if content.depth > _MOST_DEPTH:
         raise ContentError(f"more than {_MOST_DEPTH} contents inside each other")
     return content
-
-
-def fill_zero(buffer: memoryview) -> None:
-    """Zero a buffer of any length, without making as many zeroes."""
-    for at in range(0, len(buffer), len(_ZEROES)):
-        piece = buffer[at : at + len(_ZEROES)]
-        piece[:] = _ZEROES[: len(piece)]
 
 
 def page_spans(content: Content, start: int, stop: int, most: int) -> Iterator[Span]:

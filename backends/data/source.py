@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import trio
 
-from nbdfs.backends.data.content import PAGE, Content, fill_zero, page_spans
+from nbdfs.backends.data.content import PAGE, Content, page_spans
+from nbdfs.buffers import fill_zero
 from nbdfs.rangelock import RangeLock
 from nbdfs.ranges import RangeSet, align_down, align_up, normalise, pieces
 from nbdfs.source import ALLOCATION, HOLE, ZERO, Caps, Extent, Source, SourceInfo

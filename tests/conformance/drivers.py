@@ -15,6 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from nbdfs.source import read
+from nbdfs.stack import open_stack
+
 
 class Writes(enum.Enum):
     """What becomes of a write."""
@@ -22,6 +25,7 @@ class Writes(enum.Enum):
     KEPT = "read back"
     FORGOTTEN = "reads stay as they were"
     SAME_ONLY = "accepted only where it changes nothing"
+    REFUSED = "never accepted, though the device says it can be written"
 
 
 @dataclass(frozen=True)
@@ -84,9 +88,24 @@ async def huge_pages(folder: Path) -> AsyncIterator[Subject]:
         pool.write_text(str(before))
 
 
+def itself(spec: str) -> Prepare:
+    """A spec whose content is its own affair, but the same at each opening."""
+
+    @asynccontextmanager
+    async def prepare(folder: Path) -> AsyncIterator[Subject]:
+        async with open_stack(spec, readonly=True) as door:
+            content = await read(door, 0, door.info.size)
+        yield Subject(spec, bytes(content))
+
+    return prepare
+
+
 SIZE = 1 << 20
 SHORT = 70_001
 NOISE = bytes((index * 167 + (index >> 8) * 89 + (index >> 15)) & 0xFF for index in range(SIZE))
+DATA = bytearray(SHORT)
+DATA[:2048] = b"\x55\xaa" * 1024
+DATA[40000:40004] = b"data"
 
 ROWS = [
     Row("null", "1M", plain(f"null:{SIZE}", bytes(SIZE)), Writes.FORGOTTEN),
@@ -97,5 +116,32 @@ ROWS = [
     Row("memory", "mlock", plain(f"memory,mlock:{SIZE}", bytes(SIZE))),
     Row("memory", "hugepages", huge_pages),
     Row("blocksize", "memory", plain(f"blocksize::memory:{SHORT}", bytes(SHORT))),
+    Row("zero", "1M", plain(f"zero:{SIZE}", bytes(SIZE)), Writes.SAME_ONLY),
+    Row("zero", "short", plain(f"zero:{SHORT}", bytes(SHORT)), Writes.SAME_ONLY),
+    Row("ones", "1M", plain(f"ones:{SIZE}", b"\xff" * SIZE), Writes.SAME_ONLY),
+    Row("ones", "other byte", plain(f"ones,byte=0x5a:{SHORT}", b"Z" * SHORT), Writes.SAME_ONLY),
+    Row("full", "1M", plain(f"full:{SIZE}", bytes(SIZE)), Writes.REFUSED),
+    Row("random", "1M", itself(f"random,seed=1:{SIZE}"), Writes.SAME_ONLY),
+    Row("random", "short", itself(f"random,seed=2:{SHORT}"), Writes.SAME_ONLY),
+    Row("sparse-random", "1M", itself(f"sparse-random,seed=1,percent=40:{SIZE}"), Writes.SAME_ONLY),
+    Row("sparse-random", "noise", itself(f"sparse-random,seed=1,percent=70,random-content:{SHORT}"), Writes.SAME_ONLY),
+    Row(
+        "sparse-random",
+        "large blocks",
+        itself(f"sparse-random,seed=1,blocksize=8k,percent=50:{SIZE}"),
+        Writes.SAME_ONLY,
+    ),
+    Row("sparse-random", "full", itself(f"sparse-random,seed=1,percent=100:{SHORT}"), Writes.SAME_ONLY),
+    Row("sparse-random", "empty", plain(f"sparse-random,seed=1,percent=0:{SIZE}", bytes(SIZE)), Writes.SAME_ONLY),
+    Row("data", "string", plain(f'data:(0x55 0xAA)*1K @40000 "data" @{SHORT}', bytes(DATA))),
+    Row("data", "file", over_file("data:<{} @^1M", NOISE[:SHORT] + bytes(SIZE - SHORT))),
+    Row("raw", "text", plain(f"raw,size={SHORT}:text", b"text" + bytes(SHORT - 4))),
+    Row("base64", "text", plain(f"base64,size={SHORT}:dGV4dA==", b"text" + bytes(SHORT - 4))),
+    Row("checkwrite", "file", over_file("checkwrite::data:<{}", NOISE[:SHORT]), Writes.SAME_ONLY),
+    Row("checkwrite", "memory", plain(f"checkwrite::memory:{SIZE}", bytes(SIZE)), Writes.SAME_ONLY),
+    Row("error", "none", plain(f"error,rate=50%,file=/no/such/file::memory:{SHORT}", bytes(SHORT))),
+    Row("delay", "short", plain(f"delay,read=1ms,write=1ms,flush=1ms::memory:{SHORT}", bytes(SHORT))),
+    Row("log", "messages", plain(f"log::memory:{SHORT}", bytes(SHORT))),
+    Row("stats", "memory", plain(f"stats,file=/dev/null::memory:{SHORT}", bytes(SHORT))),
     Row("blocksize", "null", plain(f"blocksize::null:{SIZE}", bytes(SIZE)), Writes.FORGOTTEN),
 ]
