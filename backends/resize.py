@@ -1,0 +1,97 @@
+"""The `resize` layer: a device of another size than what is below, cut off or with zeroes behind it."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass, replace
+
+from nbdfs.errors import SourceError, UsageError
+from nbdfs.ranges import normalise
+from nbdfs.registry import SIZE, LayerDriver, OpenContext, option
+from nbdfs.source import ALLOCATION, HOLE, MAX_SIZE, ZERO, Caps, Extent, Layer, Source
+from nbdfs.window import Window
+
+_PASSED = (Caps.WRITE | Caps.FLUSH | Caps.FUA | Caps.TRIM | Caps.ZERO | Caps.FAST_ZERO | Caps.EXTENTS | Caps.CACHE
+           | Caps.MULTI_CONN | Caps.ROTATIONAL | Caps.IMMEDIATE)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ResizeOptions:
+    size: int = option(0, SIZE, "the new size")
+    round_up: int = option(0, SIZE, "or: the next multiple of this")
+    round_down: int = option(0, SIZE, "or: the last multiple of this")
+
+
+class Grown(Layer):
+    """`below` with zeroes behind it up to `size`; there, only zeroes can be written."""
+
+    def __init__(self, below: Source, size: int) -> None:
+        super().__init__(below)
+        self._end = below.info.size
+        self.info = replace(below.info, size=size, caps=below.info.caps & _PASSED)
+
+    async def pread_into(self, buffer: memoryview, offset: int) -> None:
+        inside = self._inside(offset, len(buffer))
+        if inside:
+            await self.below.pread_into(buffer[:inside], offset)
+        buffer[inside:] = bytes(len(buffer) - inside)
+
+    async def pwrite(self, data: memoryview, offset: int, *, fua: bool = False) -> None:
+        inside = self._inside(offset, len(data))
+        if any(data[inside:]):
+            raise SourceError(errno.ENOSPC, f"nothing can be kept behind {self._end}", where=self.info.description)
+        if inside:
+            await self.below.pwrite(data[:inside], offset, fua=fua)
+
+    async def flush(self) -> None:
+        await self.below.flush()
+
+    async def trim(self, offset: int, length: int, *, fua: bool = False) -> None:
+        if inside := self._inside(offset, length):
+            await self.below.trim(offset, inside, fua=fua)
+
+    async def zero(
+        self, offset: int, length: int, *, may_trim: bool = True, fast: bool = False, fua: bool = False
+    ) -> None:
+        if inside := self._inside(offset, length):
+            await self.below.zero(offset, inside, may_trim=may_trim, fast=fast, fua=fua)
+
+    async def extents(self, offset: int, length: int, *, context: str = ALLOCATION, one: bool = False) -> list[Extent]:
+        found = []
+        if inside := self._inside(offset, length):
+            found = normalise(await self.below.extents(offset, inside, context=context, one=one), offset, inside)
+            end = found[-1].offset + found[-1].length
+            if one or end < self._end:
+                return found
+        start = offset + inside
+        if start < offset + length:
+            flags = HOLE | ZERO if context == ALLOCATION else 0
+            found.append(Extent(start, offset + length - start, flags))
+        return found
+
+    async def cache(self, offset: int, length: int) -> None:
+        if inside := self._inside(offset, length):
+            await self.below.cache(offset, inside)
+
+    def view(self, offset: int, length: int, *, writable: bool = False) -> memoryview | None:
+        if offset + length > self._end:
+            return None
+        return self.below.view(offset, length, writable=writable)
+
+    def _inside(self, offset: int, length: int) -> int:
+        """How many bytes of the range lie below."""
+        return max(0, min(length, self._end - offset))
+
+
+def _open(below: Source, options: ResizeOptions, context: OpenContext) -> Source:
+    given = [value for value in (options.size, options.round_up, options.round_down) if value]
+    if len(given) != 1:
+        raise UsageError("resize needs one of size=, round-up= and round-down=")
+    old, step = below.info.size, given[0]
+    size = options.size or (-(-old // step) * step if options.round_up else old // step * step)
+    if size > MAX_SIZE:
+        raise UsageError("resize: larger than a file can be: the most is 2^63 - 1 bytes")
+    return Window(below, 0, size, f"the first {size} bytes") if size <= old else Grown(below, size)
+
+
+DRIVER = LayerDriver("resize", "cut off, or append zeroes", ResizeOptions, open=_open)

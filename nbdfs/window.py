@@ -1,0 +1,62 @@
+"""A part of a source as a source: what the offset, partition and resize layers show."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from nbdfs.source import ALLOCATION, Backing, Caps, Extent, Layer, Source
+
+# What this layer knows how to pass on; a capability that is not here stops at it.
+_PASSED = (Caps.WRITE | Caps.FLUSH | Caps.FUA | Caps.TRIM | Caps.ZERO | Caps.FAST_ZERO | Caps.EXTENTS | Caps.CACHE
+           | Caps.MULTI_CONN | Caps.ROTATIONAL | Caps.IMMEDIATE)  # fmt: skip
+
+
+class Window(Layer):
+    """The bytes [start, start + size) of `below`, which must have them; `name` tells them from other parts."""
+
+    def __init__(self, below: Source, start: int, size: int, name: str) -> None:
+        super().__init__(below)
+        self._start = start
+        info = below.info
+        self.info = replace(
+            info,
+            size=size,
+            caps=info.caps & _PASSED,
+            description=f"{name} of {info.description}",
+            identity=f"{name} of {info.identity}" if info.identity else "",
+        )
+
+    async def pread_into(self, buffer: memoryview, offset: int) -> None:
+        await self.below.pread_into(buffer, offset + self._start)
+
+    async def pwrite(self, data: memoryview, offset: int, *, fua: bool = False) -> None:
+        await self.below.pwrite(data, offset + self._start, fua=fua)
+
+    async def flush(self) -> None:
+        await self.below.flush()
+
+    async def trim(self, offset: int, length: int, *, fua: bool = False) -> None:
+        await self.below.trim(offset + self._start, length, fua=fua)
+
+    async def zero(
+        self, offset: int, length: int, *, may_trim: bool = True, fast: bool = False, fua: bool = False
+    ) -> None:
+        await self.below.zero(offset + self._start, length, may_trim=may_trim, fast=fast, fua=fua)
+
+    async def extents(self, offset: int, length: int, *, context: str = ALLOCATION, one: bool = False) -> list[Extent]:
+        found = await self.below.extents(offset + self._start, length, context=context, one=one)
+        return [Extent(extent.offset - self._start, extent.length, extent.flags) for extent in found]
+
+    async def cache(self, offset: int, length: int) -> None:
+        await self.below.cache(offset + self._start, length)
+
+    def view(self, offset: int, length: int, *, writable: bool = False) -> memoryview | None:
+        return self.below.view(offset + self._start, length, writable=writable)
+
+    def backing(self) -> Backing | None:
+        backing = self.below.backing()
+        if backing is None:
+            return None
+        whole = self._start == 0 and self.info.size == self.below.info.size
+        # A file that goes on behind the window is, seen from here, one that a write can make grow.
+        return Backing(backing.fd, backing.offset + self._start, backing.fixed_size and whole)
