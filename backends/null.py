@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nbdfs.registry import NoOptions, OpenContext, SourceDriver
 from nbdfs.source import ALLOCATION, HOLE, ZERO, Caps, Extent, Source, SourceInfo
-from nbdfs.units import parse_device_size
+from nbdfs.units import parse_size
 
 _CAPS = (Caps.WRITE | Caps.FUA | Caps.TRIM | Caps.ZERO | Caps.FAST_ZERO | Caps.EXTENTS | Caps.MULTI_CONN
          | Caps.IMMEDIATE)  # fmt: skip
@@ -35,7 +35,7 @@ class Null(Source):
 
 
 def _open(argument: str, options: NoOptions, context: OpenContext) -> Source:
-    return Null(parse_device_size(argument))
+    return Null(parse_size(argument))
 
 
 DRIVER = SourceDriver("null", "zeroes; what is written is forgotten", open=_open, argument="SIZE")

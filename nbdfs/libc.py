@@ -57,6 +57,13 @@ def punch_hole(descriptor: int, offset: int, length: int) -> None:
     fallocate(descriptor, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, offset, length)
 
 
+def filesystem_type(descriptor: int) -> int:
+    """statfs(2): the magic number of the file system that a descriptor is on."""
+    answer = (ctypes.c_long * 64)()  # struct statfs, which begins with f_type
+    _checked(_libc.fstatfs(descriptor, answer), "")
+    return answer[0]
+
+
 def mincore(address: int, length: int, vector: ctypes.Array[ctypes.c_char]) -> None:
     """mincore(2): bit 0 of each byte of `vector` says whether that page of the mapping is in memory."""
     _checked(_libc.mincore(ctypes.c_void_p(address), ctypes.c_size_t(length), vector), "")

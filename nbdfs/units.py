@@ -24,16 +24,6 @@ def parse_size(text: str) -> int:
     return size
 
 
-def parse_device_size(text: str) -> int:
-    """The size of a device that is made up: as `parse_size`, and not zero."""
-    if not text:
-        raise UsageError("a size is missing: write bytes, or a number with k, M, G, T, P, E or s (sectors)")
-    size = parse_size(text)
-    if size == 0:
-        raise UsageError("a device of no bytes cannot be used: the size must be more than 0")
-    return size
-
-
 def format_size(size: int) -> str:
     """The shortest exact form that `parse_size` reads back."""
     for suffix in "EPTGMk":

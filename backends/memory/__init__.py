@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from nbdfs.registry import BOOLEAN, OpenContext, SourceDriver, option
 from nbdfs.source import Source
-from nbdfs.units import parse_device_size
+from nbdfs.units import parse_size
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Options:
 
 
 def _open(argument: str, options: Options, context: OpenContext) -> Source:
-    size = parse_device_size(argument)
+    size = parse_size(argument)
     if options.hugepages:
         from nbdfs.backends.memory.huge import HugeMemory
 

@@ -29,7 +29,7 @@ class HugeMemory(Source):
 
     async def __aenter__(self) -> Self:
         page = _page_size()
-        whole = align_up(self.info.size, page)
+        whole = align_up(max(self.info.size, 1), page)
         fd = os.memfd_create("nbdfs-memory", os.MFD_CLOEXEC | os.MFD_HUGETLB)
         try:
             os.ftruncate(fd, whole)

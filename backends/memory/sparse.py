@@ -64,7 +64,7 @@ class Memory(Source):
 
     def _map_pages(self) -> None:
         size = self.info.size
-        if size <= _LARGEST_MAP:
+        if 0 < size <= _LARGEST_MAP:
             try:
                 self._map = mmap.mmap(self._fd, size)
             except OSError:  # a limit on address space: do without views
@@ -77,7 +77,7 @@ class Memory(Source):
 
     def _lock(self) -> None:
         if self._map is None:
-            raise UserError(f"memory: {format_size(self.info.size)} is too large to be locked in memory")
+            raise UserError(f"memory: {format_size(self.info.size)} cannot be locked in memory: leave out mlock")
         try:
             libc.mlock_on_fault(self._address, align_up(self.info.size, _PAGE))
         except OSError as error:

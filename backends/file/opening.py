@@ -1,0 +1,109 @@
+"""Open a path, find out what it is, and claim it: one clear line for whatever is wrong with it."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import mmap
+import os
+import stat
+import struct
+from dataclasses import dataclass
+
+from nbdfs import libc
+from nbdfs.errors import UserError
+from nbdfs.ranges import align_down
+
+log = logging.getLogger(__name__)
+
+_BLKSSZGET = 0x1268  # linux/fs.h: size of a logical block
+_OTHER_KINDS = {
+    stat.S_IFDIR: "is a directory: name a file or a block device",
+    stat.S_IFCHR: "is a character device: name a file or a block device",
+    stat.S_IFIFO: "is a pipe: its bytes can be read only once, copy them into a file first",
+    stat.S_IFSOCK: "is a socket: an NBD server is named by nbd+unix:///?socket=PATH",
+}
+# What a page cache write or a look at holes never waits for another machine or process on (linux/magic.h).
+_LOCAL = {0xEF53: "ext4", 0x58465342: "xfs", 0x9123683E: "btrfs", 0x01021994: "tmpfs", 0xF2F52010: "f2fs"}
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An open file: `size` in bytes, `block` the alignment its requests need, `local` that its page cache is near."""
+
+    fd: int
+    size: int
+    block: int
+    device: bool
+    local: bool
+
+
+def open_path(path: str, *, readonly: bool, direct: bool, lock: bool) -> Opened:
+    """Open and claim a file.  Raises UserError."""
+    try:
+        kind = stat.S_IFMT(os.stat(path).st_mode)  # before opening, which could wait on a pipe
+        if kind in _OTHER_KINDS:
+            raise UserError(f"{path} {_OTHER_KINDS[kind]}")
+        device = kind == stat.S_IFBLK
+        exclusive = os.O_EXCL if device and lock and not readonly else 0
+        access = os.O_RDONLY if readonly else os.O_RDWR
+        fd = os.open(path, access | os.O_CLOEXEC | exclusive | (os.O_DIRECT if direct else 0))
+    except OSError as error:
+        raise UserError(_why(path, error, direct)) from error
+    try:
+        if lock and not readonly:
+            _claim(fd, path)
+        whole = os.lseek(fd, 0, os.SEEK_END)
+        block = _block(fd, path, whole, device=device, direct=direct)
+        size = align_down(whole, block)
+        if size < whole:
+            log.warning(
+                "%s: the last %d bytes are left out: direct access is by blocks of %d", path, whole - size, block
+            )
+        return Opened(fd, size, block, device, not device and libc.filesystem_type(fd) in _LOCAL)
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def _why(path: str, error: OSError, direct: bool) -> str:
+    reason = f"cannot open {path}: {error.strerror}"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ETXTBSY) and os.access(path, os.R_OK):
+        return f"{path} cannot be written ({error.strerror}): use -r to open it for reading only"
+    if error.errno == errno.EBUSY:
+        return f"{path} is in use, mounted or opened by another program: end that first, or use -r"
+    if error.errno == errno.EINVAL and direct:
+        return f"{path} cannot be opened with direct: its file system does not allow it"
+    return reason
+
+
+def _claim(fd: int, path: str) -> None:
+    """Take a lock on all of the file, as a writer; programs that look for locks (QEMU, nbdfs) then stay away."""
+    everything = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)  # struct flock
+    try:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, everything)
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            raise UserError(
+                f"{path} is being used by another program, which holds a lock on it: end that first, or use -r"
+            ) from error
+        log.info("%s: its file system has no locks: see that nobody else writes to it", path)
+
+
+def _block(fd: int, path: str, size: int, *, device: bool, direct: bool) -> int:
+    """The alignment that requests need: a power of two."""
+    if device:
+        return int(struct.unpack("i", fcntl.ioctl(fd, _BLKSSZGET, bytes(4)))[0])
+    if not direct or size == 0:
+        return 1
+    page = mmap.mmap(-1, mmap.PAGESIZE)
+    for block in (512, mmap.PAGESIZE):
+        try:
+            os.preadv(fd, [memoryview(page)[:block]], 0)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+        else:
+            return block
+    raise UserError(f"{path} cannot be read with direct: its blocks are larger than a page")

@@ -1,0 +1,213 @@
+"""A file as a source.
+
+What is in the page cache is read at once (RWF_NOWAIT); what must come from the disk is read by a thread, so
+that it delays nobody else.  A write into the page cache of a local file system is a copy and needs no thread either,
+unless writes have just been slow: the kernel then makes writers wait for the disk.
+
+A thread that reads does so into memory of its own, so a cancelled read is over at once.  A cancelled write waits for
+its thread: otherwise it could overwrite what is written later.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import mmap
+import os
+import struct
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Self, TypeVar
+
+import trio
+
+from nbdfs import libc
+from nbdfs.backends.file.opening import Opened, open_path
+from nbdfs.errors import SourceError
+from nbdfs.fileio import data_runs, read_whole, write_whole
+from nbdfs.source import ALLOCATION, HOLE, ZERO, Backing, BlockSize, Caps, Extent, Source, SourceInfo
+
+if TYPE_CHECKING:
+    from nbdfs.backends.file import Options
+
+Result = TypeVar("Result")
+
+_CAPS = Caps.FLUSH | Caps.EXTENTS | Caps.CACHE | Caps.MULTI_CONN
+_WRITING = Caps.WRITE | Caps.FUA | Caps.ZERO | Caps.FAST_ZERO
+_MOST_THREADS = 32
+_MOST_EXTENTS = 1024  # in one answer
+_SLOW_WRITE = 0.005  # seconds after which a write was no mere copy
+_DISTRUST = 1.0  # seconds for which writes then go to a thread
+_BLKDISCARD = 0x1277  # linux/fs.h
+_UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV)
+
+
+class File(Source):
+    """The file at `path`, all of it, with the size it has when it is opened."""
+
+    def __init__(self, path: str, options: Options, *, readonly: bool) -> None:
+        self._path = path
+        self._options = options
+        self._readonly = readonly
+        self._threads = trio.CapacityLimiter(_MOST_THREADS)
+        self._threads_until = 0.0  # writes go to a thread up to this time
+        self._lost = 0  # errno of the first sync that failed
+
+    async def __aenter__(self) -> Self:
+        self._file = await trio.to_thread.run_sync(self._open)
+        self._fd = self._file.fd
+        caps = _CAPS
+        if not self._readonly:
+            caps |= _WRITING | (Caps.TRIM if self._options.discard else Caps.NONE)
+        if self._options.direct:
+            caps &= ~Caps.CACHE
+        block = self._file.block
+        self.info = SourceInfo(
+            self._file.size, caps, BlockSize(block, max(block, 4096)), description=self._path, identity=self._identity()
+        )
+        return self
+
+    def _open(self) -> Opened:
+        options = self._options
+        return open_path(self._path, readonly=self._readonly, direct=options.direct, lock=options.lock)
+
+    def _identity(self) -> str:
+        """What names the content: nothing does that of a file we may write to."""
+        facts = os.fstat(self._fd)
+        return f"{facts.st_dev}-{facts.st_ino}-{facts.st_size}-{facts.st_mtime_ns}" if self._readonly else ""
+
+    async def aclose(self) -> None:
+        os.close(self._fd)
+
+    async def pread_into(self, buffer: memoryview, offset: int) -> None:
+        done = 0
+        if not self._options.direct:
+            try:
+                done = os.preadv(self._fd, [buffer], offset, os.RWF_NOWAIT)
+            except OSError:  # not in the page cache, or a file system that cannot tell: a thread will see
+                done = 0
+        if done < len(buffer):
+            await self._read_in_thread(buffer[done:], offset + done)
+
+    async def _read_in_thread(self, buffer: memoryview, offset: int) -> None:
+        own = memoryview(mmap.mmap(-1, len(buffer)))  # aligned to a page, as direct access needs
+        await self._thread(lambda: read_whole(self._fd, own, offset), abandon=True)
+        buffer[:] = own
+
+    async def pwrite(self, data: memoryview, offset: int, *, fua: bool = False) -> None:
+        if self._options.direct:
+            await self._thread(lambda: self._write(_aligned(data), offset, fua))
+            return
+        if fua or not self._file.local or time.monotonic() < self._threads_until:
+            await self._thread(lambda: self._write(data, offset, fua))
+            return
+        began = time.monotonic()
+        self._write(data, offset, fua)
+        if (ended := time.monotonic()) - began > _SLOW_WRITE:
+            self._threads_until = ended + _DISTRUST
+
+    def _write(self, data: memoryview, offset: int, fua: bool) -> None:
+        if not self._file.device and os.fstat(self._fd).st_size < self.info.size:
+            raise self._shrunk()  # writing would make the part that is gone read as zero
+        try:
+            write_whole(self._fd, data, offset, os.RWF_DSYNC if fua else 0)
+        except OSError as error:
+            if fua and error.errno == errno.EIO:
+                self._lost = errno.EIO
+            raise
+
+    def _shrunk(self) -> SourceError:
+        return SourceError(errno.EIO, "another program has made the file shorter", where=self._path)
+
+    async def flush(self) -> None:
+        await self._thread(self._sync, abandon=True)
+
+    def _sync(self) -> None:
+        # The kernel tells a failure once and forgets what it could not write, so no later sync may succeed.
+        if not self._lost:
+            try:
+                os.fdatasync(self._fd)
+            except OSError as error:
+                self._lost = error.errno or errno.EIO
+        if self._lost:
+            raise SourceError(self._lost, "what was written may not have reached the disk", where=self._path)
+
+    async def trim(self, offset: int, length: int, *, fua: bool = False) -> None:
+        def work() -> None:
+            try:
+                if self._file.device:
+                    fcntl.ioctl(self._fd, _BLKDISCARD, struct.pack("QQ", offset, length))
+                else:
+                    libc.punch_hole(self._fd, offset, length)
+            except OSError as error:
+                if error.errno not in _UNSUPPORTED:
+                    raise
+            if fua:
+                self._sync()
+
+        await self._thread(work)
+
+    async def zero(
+        self, offset: int, length: int, *, may_trim: bool = True, fast: bool = False, fua: bool = False
+    ) -> None:
+        def work() -> None:
+            if not self._file.device and os.fstat(self._fd).st_size < self.info.size:
+                raise self._shrunk()
+            if not any(self._zero_by(mode, offset, length) for mode in self._zero_modes(may_trim, fast)):
+                raise SourceError(errno.ENOTSUP, "the file system cannot zero a range", where=self._path)
+            if fua:
+                self._sync()
+
+        await self._thread(work)
+
+    def _zero_modes(self, may_trim: bool, fast: bool) -> list[int]:
+        """The ways of fallocate(2) that zero, the cheapest first."""
+        punch = [libc.FALLOC_FL_PUNCH_HOLE] if may_trim and self._options.discard else []
+        # On a block device without such a command the kernel writes the zeroes for ZERO_RANGE: right, but not fast.
+        return punch if fast and self._file.device else [*punch, libc.FALLOC_FL_ZERO_RANGE]
+
+    def _zero_by(self, mode: int, offset: int, length: int) -> bool:
+        try:
+            libc.fallocate(self._fd, mode | libc.FALLOC_FL_KEEP_SIZE, offset, length)
+        except OSError as error:
+            if error.errno not in _UNSUPPORTED:
+                raise
+            return False
+        return True
+
+    async def extents(self, offset: int, length: int, *, context: str = ALLOCATION, one: bool = False) -> list[Extent]:
+        if self._file.device:
+            return [Extent(offset, length, 0)]
+        return await self._thread(
+            lambda: self._extents(offset, offset + length, 1 if one else _MOST_EXTENTS), abandon=True
+        )
+
+    def _extents(self, start: int, end: int, most: int) -> list[Extent]:
+        there = min(end, os.fstat(self._fd).st_size)
+        found = []
+        for first, last, is_data in data_runs(self._fd, start, there):
+            found.append(Extent(first, last - first, 0 if is_data else HOLE | ZERO))
+            start = last
+            if len(found) == most:
+                return found
+        if start < end:  # what another program has cut off is no hole: reading it fails
+            found.append(Extent(start, end - start, 0))
+        return found
+
+    async def cache(self, offset: int, length: int) -> None:
+        await self._thread(lambda: os.posix_fadvise(self._fd, offset, length, os.POSIX_FADV_WILLNEED), abandon=True)
+
+    def backing(self) -> Backing | None:
+        if self._options.direct:
+            return None
+        return Backing(self._fd, 0, fixed_size=self._readonly or self._file.device)
+
+    async def _thread(self, work: Callable[[], Result], *, abandon: bool = False) -> Result:
+        return await trio.to_thread.run_sync(work, limiter=self._threads, abandon_on_cancel=abandon)
+
+
+def _aligned(data: memoryview) -> memoryview:
+    """A copy in memory that direct access can use."""
+    copy = memoryview(mmap.mmap(-1, len(data)))
+    copy[:] = data
+    return copy
