@@ -102,6 +102,7 @@ def itself(spec: str) -> Prepare:
 
 SIZE = 1 << 20
 SHORT = 70_001
+PATTERN = b"".join(offset.to_bytes(8, "big") for offset in range(0, SIZE, 8))
 NOISE = bytes((index * 167 + (index >> 8) * 89 + (index >> 15)) & 0xFF for index in range(SIZE))
 DATA = bytearray(SHORT)
 DATA[:2048] = b"\x55\xaa" * 1024
@@ -116,6 +117,8 @@ ROWS = [
     Row("file", "direct", over_file("file,direct:{}", NOISE)),
     Row("file", "no-discard", over_file("file,discard=no:{}", NOISE)),
     Row("file", "uri", over_file("file://{}", NOISE[:SHORT])),
+    Row("pattern", "1M", plain(f"pattern:{SIZE}", PATTERN), Writes.SAME_ONLY),
+    Row("pattern", "short", plain(f"pattern:{SHORT}", PATTERN[:SHORT]), Writes.SAME_ONLY),
     Row("memory", "1M", plain(f"memory:{SIZE}", bytes(SIZE))),
     Row("memory", "short", plain(f"memory:{SHORT}", bytes(SHORT))),
     Row("memory", "mlock", plain(f"memory,mlock:{SIZE}", bytes(SIZE))),
