@@ -7,6 +7,7 @@ import stat
 
 import trio
 
+from nbdfs.backends.file.opening import open_path
 from nbdfs.copying.zeroes import runs
 from nbdfs.errors import UserError
 from nbdfs.source import Backing
@@ -50,10 +51,15 @@ def is_regular(path: str) -> bool:
 
 
 def create(path: str, size: int) -> None:
-    """Make `path` an empty file of `size` bytes, all hole, whatever it was before."""
+    """Make `path` an empty file of `size` bytes, all hole, whatever it was before.
+
+    A file that another program has locked is left as it is.  Raises UserError.
+    """
     try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666))
+        fd = open_path(path, readonly=False, direct=False, lock=True).fd
         try:
+            os.ftruncate(fd, 0)
             os.ftruncate(fd, size)
         finally:
             os.close(fd)

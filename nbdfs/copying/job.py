@@ -118,13 +118,16 @@ async def copy(source: Spec, destination: Spec, options: CopyOptions, display: D
 
 class _Job:
     def __init__(self, source: Spec, destination: Spec, options: CopyOptions, display: Display | None) -> None:
-        _refuse_contradictions(source, destination, options)
+        _refuse_numbers(options)
         self.options = options
         self.display = display
         self.source_spec, self.destination_spec = source, destination
         self.source_plan = None if files.is_standard_stream(source) else _plan(source, options)
         stream = files.is_standard_stream(destination) or files.is_null(destination)
         self.destination_plan = None if stream else _plan(destination, options)
+        self.source_path = files.plain_path(self.source_plan) if self.source_plan else "-"
+        self.destination_path = files.plain_path(self.destination_plan) if self.destination_plan else "-"
+        self._refuse_contradictions()
         self.source: Checked | None = None
         self.destination: Checked | None = None
         self.state: StateFile | None = None
@@ -168,6 +171,18 @@ class _Job:
             block_hash={block_hash.name: block_hash.hexdigest()} if block_hash else {},
         )
 
+    def _refuse_contradictions(self) -> None:
+        options = self.options
+        if files.is_null(self.source_spec):
+            raise UsageError("null: needs a size to be a source: null:SIZE")
+        in_order = any(path == "-" or files.is_stream(path) for path in (self.source_path, self.destination_path))
+        if options.verify and in_order:
+            raise UsageError("--verify reads both sides again: neither may be a pipe or null:")
+        if options.resume and in_order:
+            raise UsageError("--resume needs two sides that can be read at any place: no pipe, no null:")
+        if options.resume and (options.digests or options.block_hash is not None):
+            raise UsageError("--resume does not see all bytes, so it gives no hash: copy the result to null: for one")
+
     # Opening
 
     async def _open_source(self, stack: AsyncExitStack) -> int | None:
@@ -175,9 +190,8 @@ class _Job:
         if self.source_plan is None:
             self.input_fd = sys.stdin.fileno()
             return files.remaining(self.input_fd)
-        path = files.plain_path(self.source_plan)
-        if files.is_stream(path):
-            self.input_fd = files.open_stream(path, os.O_RDONLY)
+        if files.is_stream(self.source_path):
+            self.input_fd = files.open_stream(self.source_path, os.O_RDONLY)
             stack.callback(os.close, self.input_fd)
             return None
         self.source = await stack.enter_async_context(open_stack(self.source_plan, readonly=True))
@@ -191,7 +205,7 @@ class _Job:
                 if os.isatty(self.output_fd):
                     raise UserError("the bytes of a disk would garble the terminal: redirect them, or name a file")
             return
-        path = files.plain_path(self.destination_plan)
+        path = self.destination_path
         backing = self.source.backing() if self.source else None
         if path and backing and files.same_file(backing, path):
             raise UserError(f"{path} is both source and destination")
@@ -412,9 +426,7 @@ def _plan(spec: Spec, options: CopyOptions) -> Plan:
     return planned
 
 
-def _refuse_contradictions(source: Spec, destination: Spec, options: CopyOptions) -> None:
-    stream_in, stream_out = files.is_standard_stream(source), files.is_standard_stream(destination)
-    nowhere = files.is_null(destination)
+def _refuse_numbers(options: CopyOptions) -> None:
     if not 1 <= options.request_size <= LARGEST_REQUEST:
         raise UsageError(f"the request size is 1 to {LARGEST_REQUEST} bytes, not {options.request_size}")
     if options.sparse and options.sparse & (options.sparse - 1):
@@ -423,11 +435,3 @@ def _refuse_contradictions(source: Spec, destination: Spec, options: CopyOptions
         raise UsageError("the queue must hold one request: --queue-size is less than --request-size")
     if min(options.connections, options.requests) < 1:
         raise UsageError("at least one connection and one request are needed")
-    if files.is_null(source):
-        raise UsageError("null: needs a size to be a source: null:SIZE")
-    if options.verify and (stream_in or stream_out or nowhere):
-        raise UsageError("--verify reads both sides again: neither may be a pipe or null:")
-    if options.resume and (stream_in or stream_out or nowhere):
-        raise UsageError("--resume needs a source and a destination that can be read at any place: no pipe, no null:")
-    if options.resume and (options.digests or options.block_hash is not None):
-        raise UsageError("--resume does not see all bytes, so it gives no hash: copy the result to null: for one")
