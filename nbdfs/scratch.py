@@ -64,14 +64,15 @@ class Scratch:
     async def write(self, data: memoryview, offset: int) -> None:
         """Write all of `data`.  Raises OSError, ENOSPC among others; some of it may be written then."""
         if not self.in_memory and time.monotonic() < self._distrust_until:
-            await trio.to_thread.run_sync(self._write_all, data, offset)
+            await trio.to_thread.run_sync(self.write_now, data, offset)
             return
         began = time.monotonic()
-        self._write_all(data, offset)
+        self.write_now(data, offset)
         if (ended := time.monotonic()) - began > _SLOW_WRITE:
             self._distrust_until = ended + _DISTRUST
 
-    def _write_all(self, data: memoryview, offset: int) -> None:
+    def write_now(self, data: memoryview, offset: int) -> None:
+        """As `write`, for a worker thread."""
         while data:
             done = os.pwritev(self.descriptor, [data], self._start + offset)
             data = data[done:]
