@@ -54,8 +54,9 @@ numbers = st.one_of(
     st.integers(0, 255).map(hex),
     st.integers(0, 255).map(lambda number: f"0{number:o}"),
 )
+# nbdkit takes a word's number to the next blank.
 words = st.sampled_from([16, 32, 64]).flatmap(
-    lambda bits: st.builds("{}{}:{}".format, st.sampled_from(["le", "be"]), st.just(bits), st.integers(0, 2**bits - 1))
+    lambda bits: st.builds("{}{}:{} ".format, st.sampled_from(["le", "be"]), st.just(bits), st.integers(0, 2**bits - 1))
 )
 letters = st.one_of(
     st.characters(codec="utf-8", exclude_characters='"\\\0', exclude_categories=("Cs",)),
