@@ -1,0 +1,113 @@
+"""An entered export as a source."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+
+import trio
+
+from nbdfs.errors import UserError
+from nbdfs.nbd.client import Client
+from nbdfs.nbd.handshake import ExportFacts
+from nbdfs.nbd.proto import constants as nbd
+from nbdfs.ranges import pieces
+from nbdfs.source import ALLOCATION, MAX_SIZE, BlockSize, Caps, Extent, Source, SourceInfo
+
+_DEFAULT_MAXIMUM = 32 << 20  # bytes; NBD protocol, "Block size constraints": what every server takes
+_LONG = 1 << 31  # bytes; the longest request without data, where a length has 32 bits
+_CAPS = {
+    nbd.FLAG_SEND_FLUSH: Caps.FLUSH,
+    nbd.FLAG_SEND_FUA: Caps.FUA,
+    nbd.FLAG_SEND_TRIM: Caps.TRIM,
+    nbd.FLAG_SEND_WRITE_ZEROES: Caps.ZERO,
+    nbd.FLAG_SEND_FAST_ZERO: Caps.FAST_ZERO,
+    nbd.FLAG_SEND_CACHE: Caps.CACHE,
+    nbd.FLAG_ROTATIONAL: Caps.ROTATIONAL,
+}
+
+
+def source_info(export: ExportFacts, name: str) -> SourceInfo:
+    """What an export is, as a source.  A size that is no multiple of the minimum block is cut to one."""
+    if export.size > MAX_SIZE:
+        raise UserError(f"{name}: the server says that it has {export.size} bytes; a file can have {MAX_SIZE}")
+    caps = Caps.NONE if export.has(nbd.FLAG_READ_ONLY) else Caps.WRITE
+    for flag, cap in _CAPS.items():
+        if export.has(flag):
+            caps |= cap
+    if ALLOCATION in export.contexts:
+        caps |= Caps.EXTENTS
+    # One flush covers all: there is one connection only, unless the server itself says that this is so for several.
+    caps |= Caps.MULTI_CONN
+    minimum, preferred, _ = export.block or (1, 4096, 0)
+    return SourceInfo(
+        export.size - export.size % minimum,
+        caps,
+        BlockSize(minimum, preferred, _DEFAULT_MAXIMUM),
+        description=name,
+        contexts=(ALLOCATION, *(context for context in export.contexts if context != ALLOCATION)),
+    )
+
+
+class Remote(Source):
+    """The export of `client`; `name` says where it is."""
+
+    def __init__(self, client: Client, name: str) -> None:
+        self.client = client
+        export = client.export
+        self.info = source_info(export, name)
+        minimum, _, maximum = export.block or (1, 0, _DEFAULT_MAXIMUM)
+        self._maximum = min(maximum - maximum % minimum, _DEFAULT_MAXIMUM)
+        self._long = _LONG if not client.server.extended else MAX_SIZE
+
+    async def pread_into(self, buffer: memoryview, offset: int) -> None:
+        if len(buffer) <= self._maximum:
+            await self.client.read_into(buffer, offset)
+            return
+
+        async def part(at: int, size: int) -> None:
+            await self.client.read_into(buffer[at - offset : at - offset + size], at)
+
+        await _all(part, pieces(offset, len(buffer), self._maximum))
+
+    async def pwrite(self, data: memoryview, offset: int, *, fua: bool = False) -> None:
+        if len(data) <= self._maximum:
+            await self.client.write(data, offset, fua=fua)
+            return
+
+        async def part(at: int, size: int) -> None:
+            await self.client.write(data[at - offset : at - offset + size], at, fua=fua)
+
+        await _all(part, pieces(offset, len(data), self._maximum))
+
+    async def flush(self) -> None:
+        await self.client.flush()
+
+    async def trim(self, offset: int, length: int, *, fua: bool = False) -> None:
+        for at, size in pieces(offset, length, self._long):
+            await self.client.trim(at, size, fua=fua)
+
+    async def zero(
+        self, offset: int, length: int, *, may_trim: bool = True, fast: bool = False, fua: bool = False
+    ) -> None:
+        for at, size in pieces(offset, length, self._long):
+            await self.client.write_zeroes(at, size, no_hole=not may_trim, fast=fast, fua=fua)
+
+    async def extents(self, offset: int, length: int, *, context: str = ALLOCATION, one: bool = False) -> list[Extent]:
+        return await self.client.block_status(offset, min(length, self._long), context, one=one)
+
+    async def cache(self, offset: int, length: int) -> None:
+        for at, size in pieces(offset, length, self._long):
+            await self.client.cache(at, size)
+
+
+async def _all(part: Callable[[int, int], Awaitable[None]], ranges: Iterable[tuple[int, int]]) -> None:
+    """Do the parts of a request that is longer than the server takes, all at once; raise the first error."""
+    try:
+        async with trio.open_nursery() as nursery:
+            for at, size in ranges:
+                nursery.start_soon(part, at, size)
+    except* OSError as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        raise error from None
