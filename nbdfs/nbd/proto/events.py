@@ -1,0 +1,77 @@
+"""What the protocol's machines hand out: the facts of an export, options, requests, and what ends a connection."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+
+class ProtocolError(Exception):
+    """The peer broke the protocol in a way that leaves the two ends out of step: the connection must end."""
+
+
+@dataclass(frozen=True)
+class ExportFacts:
+    """What a server tells about an export: sizes in bytes, and the transmission flags that hold for every client."""
+
+    name: str
+    size: int
+    flags: int
+    description: str = ""
+    minimum: int = 1
+    preferred: int = 4096
+    maximum: int = 32 << 20
+    contexts: tuple[str, ...] = ()
+
+
+@dataclass
+class Agreed:
+    """What a handshake has agreed on so far.  `contexts` names the chosen metadata contexts by id."""
+
+    fixed: bool = False
+    no_zeroes: bool = False
+    tls: bool = False
+    structured: bool = False
+    extended: bool = False
+    contexts: dict[int, str] = field(default_factory=dict)
+    contexts_export: str | None = None
+
+    def forget(self) -> None:
+        """TLS begins: what was agreed on in the clear counts no more."""
+        self.structured = self.extended = False
+        self.contexts = {}
+        self.contexts_export = None
+
+
+class Option(NamedTuple):
+    """One option of the haggling, its data not looked at yet."""
+
+    number: int
+    data: bytes
+
+
+class Request(NamedTuple):
+    """A request that may be carried out.  `length` bytes of payload follow if it is a WRITE.
+
+    `contexts` are the ids that a BLOCK_STATUS asks for.
+    """
+
+    command: int
+    flags: int
+    cookie: int
+    offset: int
+    length: int
+    contexts: Sequence[int] = ()
+
+
+class Refused(NamedTuple):
+    """A request that the protocol forbids: answer it with `error` (an NBD error value)."""
+
+    request: Request
+    error: int
+    message: str
+
+
+class Disconnect(NamedTuple):
+    """The client is done; what is in flight is still to be answered."""
