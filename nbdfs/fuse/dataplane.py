@@ -80,6 +80,7 @@ class DataPlane:
             except BlockingIOError:
                 now = time.monotonic_ns()
                 if now < poll_until and not self._running:
+                    os.sched_yield()  # whoever makes the next request may need this CPU for it
                     continue
                 await trio.lowlevel.wait_readable(self._device)
                 slept = time.monotonic_ns() - now

@@ -14,6 +14,7 @@ from nbdfs.ranges import pieces
 from nbdfs.source import ZERO
 
 _KEEP_SIZE, _PUNCH_HOLE, _ZERO_RANGE = 1, 2, 16  # FALLOC_FL_*
+_VIEW_LEAST = 64 << 10  # bytes: copying less costs no more than asking where they lie
 _ZERO_STEP = 1 << 30  # bytes zeroed under one deadline
 _COPY_MOST = 16 << 20  # bytes one COPY_FILE_RANGE may do; the caller asks again for the rest
 _EXTENTS_STEP = 1 << 40  # bytes asked about at once
@@ -41,7 +42,7 @@ class Operations:
         if size <= 0:
             request.reply()
             return
-        view = file.source.view(offset, size)
+        view = file.source.view(offset, size) if size >= _VIEW_LEAST else None
         if view is not None:
             request.reply(view)
             return

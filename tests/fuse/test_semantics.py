@@ -374,7 +374,7 @@ def test_stalled_source(mount: Mounter) -> None:
 
 
 def test_flush_fails(mount: Mounter) -> None:
-    file = mount(f"error,flush=EIO::{SPEC}").file
+    file = mount(f"error,flush-rate=1::{SPEC}").file
 
     def look() -> None:
         with opened(file, os.O_RDWR) as descriptor:
