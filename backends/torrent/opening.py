@@ -1,0 +1,98 @@
+"""From what the user names (a .torrent file, a magnet link) to a torrent in a session."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import libtorrent
+import trio
+
+from nbdfs.backends.torrent import magnet, metainfo, session
+from nbdfs.backends.torrent.bencode import BencodeError
+from nbdfs.backends.torrent.cache import Cache
+from nbdfs.backends.torrent.loading import load
+from nbdfs.backends.torrent.metainfo import Metainfo, MetainfoError
+from nbdfs.backends.torrent.session import Session
+from nbdfs.backends.torrent.torrent import Torrent, resumed
+from nbdfs.errors import UserError
+from nbdfs.nursery import serving_nursery
+from nbdfs.source import CLOSE_TIMEOUT
+
+
+@asynccontextmanager
+async def joined(argument: str, options: Any) -> AsyncIterator[Torrent]:
+    """The torrent, in a session of its own.  Leaving saves resume data and takes a few seconds at most."""
+    known, params = _parameters(argument)
+    identity = known.identity if known else magnet.parse(argument).identity
+    cache = Cache.open(options.cache, identity)
+    try:
+        if resume := cache.load():
+            params = resumed(resume, params)
+        chosen = session.settings(options)
+        if known and known.private:
+            chosen |= {"enable_dht": False, "enable_lsd": False}
+        swarm = Session(chosen)
+        try:
+            async with serving_nursery() as nursery:
+                nursery.start_soon(swarm.run)
+                if params.ti is None:
+                    await _fetch_metadata(swarm, cache, params, options.timeout)
+                torrent = Torrent(swarm, cache, known or _from_info(params.ti, argument), params, options)
+                torrent.start()
+                nursery.start_soon(torrent.run)
+                try:
+                    yield torrent
+                finally:
+                    with trio.move_on_after(CLOSE_TIMEOUT, shield=True):
+                        await torrent.save()
+        finally:
+            with trio.move_on_after(CLOSE_TIMEOUT, shield=True):
+                await swarm.aclose()
+    finally:
+        cache.close()
+
+
+def _parameters(argument: str) -> tuple[Metainfo | None, Any]:
+    """What is known, and libtorrent's parameters for adding it."""
+    try:
+        if argument.startswith(magnet.SCHEME):
+            magnet.parse(argument)  # stricter, and with better words
+            return None, libtorrent.parse_magnet_uri(argument)
+        known, data = load(argument)
+        limits: Any = {"max_buffer_size": metainfo.LARGEST}
+        return known, libtorrent.load_torrent_buffer(data, limits)
+    except RuntimeError as error:
+        raise UserError(f"torrent: {argument}: {error}") from error
+
+
+async def _fetch_metadata(swarm: Session, cache: Cache, params: Any, seconds: float) -> None:
+    """Ask the swarm for the info dictionary of a magnet link, and put it into `params`."""
+    flags = libtorrent.torrent_flags
+    params.save_path = str(cache.folder)
+    params.flags &= ~(flags.auto_managed | flags.paused)
+    params.flags |= flags.default_dont_download
+    handle: Any = None
+
+    def start() -> None:
+        nonlocal handle
+        handle = swarm.session.add_torrent(params)
+
+    if not await swarm.wait_for(libtorrent.metadata_received_alert, start, seconds):
+        raise UserError(
+            f"torrent: no peer gave the metadata of the magnet link within {seconds:g} s; "
+            "is anybody sharing it? (timeout=SECONDS waits longer)"
+        )
+    params.ti = handle.torrent_file()
+    params.peers = [peer.ip for peer in handle.get_peer_info()]
+    params.flags &= ~flags.default_dont_download
+    removed = libtorrent.torrent_removed_alert
+    await swarm.wait_for(removed, lambda: swarm.session.remove_torrent(handle), seconds)
+
+
+def _from_info(info: Any, argument: str) -> Metainfo:
+    try:
+        return metainfo.parse_info(info.info_section())
+    except (MetainfoError, BencodeError) as error:
+        raise UserError(f"torrent: {argument} {error}") from error

@@ -1,0 +1,145 @@
+"""A file of a torrent as a source, and the read-ahead that follows its readers."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import trio
+
+from nbdfs.backends.torrent.metainfo import File
+from nbdfs.backends.torrent.torrent import Torrent
+from nbdfs.source import ALLOCATION, HOLE, RESIDENT, BlockSize, Caps, Extent, Source, SourceInfo
+
+_STREAMS = 8  # sequential readers that are told apart
+_JITTER = 2 << 20  # bytes a read may lie off where its stream stood: the kernel's requests come out of order
+_FIRST_WINDOW = 1 << 20
+_LARGEST_WINDOW = 64 << 20
+_LEAST_WAIT = 200  # milliseconds: the first deadline ahead, after those that a read waits for
+
+
+class TorrentFile(Source):
+    """A file of a torrent.  A read waits for its own pieces only."""
+
+    def __init__(self, torrent: Torrent, file: File, path: str) -> None:
+        self._torrent = torrent
+        self._file = file
+        self._ahead = ReadAhead(torrent, file)
+        self.info = SourceInfo(
+            size=file.length,
+            caps=Caps.EXTENTS | Caps.CACHE | Caps.MULTI_CONN,
+            block=BlockSize(1, 64 << 10),
+            description=f"torrent {path}",
+            identity=f"{torrent.metainfo.identity}/{file.index}",
+            contexts=(ALLOCATION, RESIDENT),
+        )
+
+    async def aclose(self) -> None:
+        self._ahead.close()
+
+    async def pread_into(self, buffer: memoryview, offset: int) -> None:
+        torrent = self._torrent
+        pieces = torrent.pieces(self._file, offset, len(buffer))
+        self._ahead.follow(offset, len(buffer), pieces.stop)
+        torrent.touch(pieces)
+        if torrent.all_here(pieces):
+            done = torrent.cache.read_now(self._file.index, buffer, offset)
+            if done == len(buffer):
+                return
+            buffer, offset = buffer[done:], offset + done
+        with torrent.claimed(pieces):
+            await torrent.arrived(pieces)
+            done = torrent.cache.read_now(self._file.index, buffer, offset)
+            if done < len(buffer):
+                await trio.to_thread.run_sync(torrent.cache.read, self._file.index, buffer[done:], offset + done)
+
+    async def cache(self, offset: int, length: int) -> None:
+        pieces = self._torrent.pieces(self._file, offset, length)
+        with self._torrent.claimed(pieces):
+            await self._torrent.arrived(pieces)
+
+    async def extents(self, offset: int, length: int, *, context: str = ALLOCATION, one: bool = False) -> list[Extent]:
+        if context == ALLOCATION:  # what is not here yet is data all the same
+            return [Extent(offset, length, 0)]
+        size, start = self._torrent.metainfo.piece_length, self._file.offset
+        found: list[Extent] = []
+        for piece in self._torrent.pieces(self._file, offset, length):
+            flags = 0 if self._torrent.here[piece] else HOLE
+            low, high = max(offset, piece * size - start), min(offset + length, (piece + 1) * size - start)
+            if found and found[-1].flags == flags:
+                found[-1] = Extent(found[-1].offset, high - found[-1].offset, flags)
+            elif found and one:
+                break
+            else:
+                found.append(Extent(low, high - low, flags))
+        return found
+
+
+class ReadAhead:
+    """Claims the pieces ahead of sequential readers of one file; the window doubles with each read that follows on."""
+
+    def __init__(self, torrent: Torrent, file: File) -> None:
+        self._torrent = torrent
+        self._file = file
+        self._streams: deque[_Stream] = deque(maxlen=_STREAMS)  # the one read last at the end
+        self._largest = _LARGEST_WINDOW
+        if torrent.room:
+            self._largest = min(self._largest, torrent.room * torrent.metainfo.piece_length // 2)
+
+    def follow(self, offset: int, length: int, end: int) -> None:
+        """A read of this range has come; `end` is the first piece after it."""
+        stream = self._stream(offset)
+        if stream is None:
+            if len(self._streams) == _STREAMS:
+                self._torrent.release(self._streams.popleft().claimed)
+            self._streams.append(_Stream(offset + length, end))
+            return
+        if offset + length <= stream.next:
+            return  # a part read again
+        stream.next = offset + length
+        stream.window = min(max(stream.window * 2, _FIRST_WINDOW), self._largest)
+        if stream.next + stream.window > stream.asked + stream.window // 4 or stream.top < end:
+            self._advance(stream, end)
+
+    def close(self) -> None:
+        """Want nothing any more."""
+        while self._streams:
+            self._torrent.release(self._streams.pop().claimed)
+
+    def _stream(self, offset: int) -> _Stream | None:
+        for stream in reversed(self._streams):
+            if abs(offset - stream.next) <= _JITTER:
+                if stream is not self._streams[-1]:
+                    self._streams.remove(stream)
+                    self._streams.append(stream)
+                return stream
+        return None
+
+    def _advance(self, stream: _Stream, end: int) -> None:
+        """Let go of what has come or lies behind, and claim up to the end of the window."""
+        torrent, claimed = self._torrent, stream.claimed
+        kept = [piece for piece in claimed if piece >= end and not torrent.here[piece]]
+        gone = [piece for piece in claimed if piece < end or torrent.here[piece]]
+        stream.asked = stream.next + stream.window
+        length = min(stream.next + stream.window, self._file.length) - stream.next
+        if length > 0:
+            top = max(stream.top, end)
+            fresh = range(top, torrent.pieces(self._file, stream.next, length).stop)
+            missing = [piece for piece in fresh if not torrent.here[piece]]
+            torrent.claim(missing, _LEAST_WAIT)
+            kept += missing
+            stream.top = max(top, fresh.stop)
+        stream.claimed = kept
+        torrent.release(gone)
+
+
+class _Stream:
+    """One sequential reader: it read up to byte `next`; pieces before `top` are claimed, here or behind it."""
+
+    __slots__ = ("asked", "claimed", "next", "top", "window")
+
+    def __init__(self, next: int, top: int) -> None:
+        self.next = next
+        self.top = top
+        self.window = 0
+        self.asked = 0  # the byte that the last window ended at
+        self.claimed: list[int] = []

@@ -1,0 +1,173 @@
+"""A libtorrent session on trio.
+
+libtorrent works in threads of its own and queues alerts.  It writes a byte to a pipe when the queue stops being empty;
+trio wakes up on that, so nothing polls.  Alerts are handled in trio's thread, one after the other; an alert must not
+be kept, its memory is libtorrent's.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import urllib.parse
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import libtorrent
+import trio
+
+import nbdfs
+from nbdfs.errors import UserError
+from nbdfs.secret import Secret
+
+log = logging.getLogger(__name__)
+
+_ALERTS = 50_000  # most that wait to be handled; a seeding fleet makes hundreds a second
+_TRACKER_GOODBYE = 1  # seconds a tracker gets to hear that we leave
+_CLOSE = 3.0  # seconds until the session is left to its own threads
+
+# Piece data is written and hashed in order by libtorrent's own thread: a piece that is announced as finished is in its
+# file, where a read of ours finds it.  The other ways of libtorrent write later, and a read would see zeroes.
+_DISK = "posix_disk_io_constructor"
+
+_FIXED: Mapping[str, Any] = {
+    "alert_queue_size": _ALERTS,
+    "allow_multiple_connections_per_ip": True,  # a fleet behind one address
+    "close_redundant_connections": False,  # a peer that we need nothing from now is needed at the next read
+    "support_share_mode": False,  # see Torrent: the mode is ours, not to be told to peers
+    "share_mode_target": 100_000,
+    "enable_outgoing_utp": False,  # an eighth of TCP's speed in a local network
+    "smooth_connects": False,
+    "stop_tracker_timeout": _TRACKER_GOODBYE,
+    "min_reconnect_time": 2,
+    "max_failcount": 20,
+    "request_timeout": 20,
+    "peer_connect_timeout": 7,
+    "optimistic_disk_retry": 5,
+    "max_out_request_queue": 2000,
+}
+_ENCRYPTION = {"allow": 1, "require": 0, "off": 2}  # libtorrent's enc_policy
+_PROXIES = {"socks4": (1, 1), "socks5": (2, 3), "http": (4, 5)}  # libtorrent's proxy_type: without, with password
+
+
+def settings(options: Any) -> dict[str, Any]:
+    """libtorrent's settings for the options of the source.  Raises UserError for a proxy that is none."""
+    alerts = libtorrent.alert_category
+    chosen = {
+        **_FIXED,
+        "alert_mask": alerts.error | alerts.status | alerts.storage | alerts.connect | alerts.piece_progress
+        | alerts.tracker,
+        "user_agent": options.user_agent or f"nbdfs/{nbdfs.__version__}",
+        "listen_interfaces": options.listen,
+        "connections_limit": options.connections,
+        "download_rate_limit": options.download_limit,
+        "upload_rate_limit": options.upload_limit,
+        "enable_dht": options.dht,
+        "enable_lsd": options.lsd,
+        "enable_upnp": options.upnp,
+        "enable_natpmp": options.upnp,
+        "in_enc_policy": _ENCRYPTION[options.encryption],
+        "out_enc_policy": _ENCRYPTION[options.encryption],
+    }  # fmt: skip
+    if options.outgoing:
+        chosen["outgoing_interfaces"] = options.outgoing
+    if options.proxy:
+        chosen |= _proxy(options.proxy, options.proxy_password)
+    return chosen
+
+
+def _proxy(url: str, password: Secret | None) -> dict[str, Any]:
+    parts = urllib.parse.urlsplit(url)
+    try:
+        port = parts.port or 1080
+    except ValueError:
+        port = 0
+    if parts.scheme not in _PROXIES or not parts.hostname or not port:
+        raise UserError(
+            f"'{url}' is no proxy: write socks5://HOST:PORT, socks4://... or http://..., with USER@ if asked"
+        )
+    plain, with_password = _PROXIES[parts.scheme]
+    return {
+        "proxy_type": with_password if parts.username else plain,
+        "proxy_hostname": parts.hostname,
+        "proxy_port": port,
+        "proxy_username": urllib.parse.unquote(parts.username or ""),
+        "proxy_password": password.read("Password of the proxy").decode(errors="replace").rstrip("\n")
+        if password else "",
+    }  # fmt: skip
+
+
+class Session:
+    """A libtorrent session whose alerts arrive in trio."""
+
+    def __init__(self, chosen: Mapping[str, Any]) -> None:
+        self._readable, self._writable = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        params = libtorrent.session_params()
+        params.settings = dict(chosen)  # type: ignore[assignment]  # its stubs know only what it reads back
+        params.disk_io_constructor = _DISK
+        self.session: Any = libtorrent.session(params)
+        self.session.set_alert_fd(self._writable)
+        self._handlers: dict[type, Callable[[Any], None]] = {libtorrent.listen_failed_alert: _warn}
+
+    def on(self, alert: type, handler: Callable[[Any], None]) -> None:
+        """Call `handler` with every alert of that type."""
+        self._handlers[alert] = handler
+
+    async def run(self) -> None:
+        """Handle alerts until cancelled."""
+        while True:
+            await trio.lowlevel.wait_readable(self._readable)
+            try:
+                os.read(self._readable, 4096)
+            except BlockingIOError:
+                continue
+            for alert in self.session.pop_alerts():
+                handler = self._handlers.get(type(alert))
+                if handler:
+                    handler(alert)
+
+    async def wait_for(self, alert: type, start: Callable[[], object], seconds: float) -> bool:
+        """Call `start` and wait for an alert of that type; False if it does not come in time.
+
+        `run` must be under way.  A handler for the alert is called too, before this returns.
+        """
+        came = trio.Event()
+        before = self._handlers.get(alert)
+
+        def handle(found: Any) -> None:
+            if before:
+                before(found)
+            came.set()
+
+        self._handlers[alert] = handle
+        try:
+            start()
+            with trio.move_on_after(seconds):
+                await came.wait()
+        finally:
+            if before:
+                self._handlers[alert] = before
+            else:
+                del self._handlers[alert]
+        return came.is_set()
+
+    async def aclose(self) -> None:
+        """Leave the swarm.  A tracker that does not answer is not waited for."""
+        session, self.session = self.session, None
+        holder = [session]
+        del session
+        with trio.move_on_after(_CLOSE) as scope:
+            await _in_thread(holder.clear)  # the destructor waits for libtorrent's threads
+        if scope.cancelled_caught:
+            log.info("the torrent session is slow to end: left behind")
+            return  # its threads still write to the pipe
+        os.close(self._readable)
+        os.close(self._writable)
+
+
+def _in_thread(work: Callable[[], None]) -> Awaitable[None]:
+    return trio.to_thread.run_sync(work, abandon_on_cancel=True)
+
+
+def _warn(alert: Any) -> None:
+    log.warning("torrent: %s", alert.message())
