@@ -25,7 +25,7 @@ from typing import Any
 from nbdfs.errors import UsageError, UserError
 from nbdfs.secret import Secret
 from nbdfs.source import Source
-from nbdfs.units import parse_duration, parse_size
+from nbdfs.units import format_size, parse_duration, parse_size
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,19 @@ class Option:
     default: object
     help: str
 
+    @property
+    def default_text(self) -> str:
+        """The default as one would write it; empty if there is none."""
+        if self.default is None or self.kind.secret:
+            return ""
+        if isinstance(self.default, bool):
+            return "yes" if self.default else "no"
+        if self.kind is SIZE and isinstance(self.default, int):
+            return format_size(self.default)
+        if isinstance(self.default, float):
+            return f"{self.default:g}"
+        return str(self.default)
+
 
 def option(default: Any, kind: Kind, help: str) -> Any:
     """A field of an options dataclass; `_` is `-` in the name of the option, one at the end (`from_`) no part of it."""
@@ -131,6 +144,11 @@ class Driver:
     summary: str
     options: type[Any] = NoOptions
     extra: str = ""
+
+    @property
+    def synopsis(self) -> str:
+        """How it is written in a spec."""
+        return self.name
 
     @property
     def option_table(self) -> tuple[Option, ...]:
@@ -176,6 +194,12 @@ class SourceDriver(Driver):
     )
     describe: Callable[[str, Any], Mapping[str, Any]] | None = dataclasses.field(default=None, kw_only=True)
 
+    @property
+    def synopsis(self) -> str:
+        if self.argument.startswith(tuple(f"{scheme}:" for scheme in self.schemes)):
+            return self.argument
+        return f"{self.name}:{self.argument or 'ARGUMENT'}"
+
 
 @dataclass(frozen=True)
 class LayerDriver(Driver):
@@ -187,6 +211,10 @@ class LayerDriver(Driver):
 
     open: Callable[[Source, Any, OpenContext], AbstractAsyncContextManager[Source]] = dataclasses.field(kw_only=True)
     reads_only: bool = dataclasses.field(default=False, kw_only=True)
+
+    @property
+    def synopsis(self) -> str:
+        return f"{self.name}::SOURCE"
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
