@@ -16,6 +16,7 @@ from typing import Final
 
 import trio
 
+from nbdfs.fileio import data_runs, read_whole, write_whole
 from nbdfs.libc import punch_hole
 
 _SLOW_WRITE = 0.005  # seconds after which a write was no mere copy
@@ -45,21 +46,13 @@ class Scratch:
             else self._cached(buffer, offset)
         )
         if done < len(buffer):
-            await trio.to_thread.run_sync(self._read_all, buffer[done:], offset + done)
+            await trio.to_thread.run_sync(read_whole, self.descriptor, buffer[done:], self._start + offset + done)
 
     def _cached(self, buffer: memoryview, offset: int) -> int:
         try:
             return os.preadv(self.descriptor, [buffer], self._start + offset, os.RWF_NOWAIT)
         except OSError:  # not in the page cache, or a file system that cannot tell: a thread will see
             return 0
-
-    def _read_all(self, buffer: memoryview, offset: int) -> None:
-        while buffer:
-            done = os.preadv(self.descriptor, [buffer], self._start + offset)
-            if done == 0:  # only where the file was cut short by others
-                raise OSError(errno.EIO, "the file has been shortened")
-            buffer = buffer[done:]
-            offset += done
 
     async def write(self, data: memoryview, offset: int) -> None:
         """Write all of `data`.  Raises OSError, ENOSPC among others; some of it may be written then."""
@@ -73,10 +66,7 @@ class Scratch:
 
     def write_now(self, data: memoryview, offset: int) -> None:
         """As `write`, for a worker thread."""
-        while data:
-            done = os.pwritev(self.descriptor, [data], self._start + offset)
-            data = data[done:]
-            offset += done
+        write_whole(self.descriptor, data, self._start + offset)
 
     async def discard(self, offset: int, length: int) -> None:
         """Give the space back; the range reads as zero."""
@@ -108,26 +98,11 @@ class Scratch:
 
     def data_runs(self, offset: int, length: int) -> list[tuple[int, int, bool]]:
         """Cut the range into runs (start, end, whether data), as the file system knows its holes."""
-        runs = []
-        end = offset + length
-        while offset < end:
-            data = min(self._seek(offset, os.SEEK_DATA), end)
-            if data > offset:
-                runs.append((offset, data, False))
-            if data < end:
-                hole = min(self._seek(data, os.SEEK_HOLE), end)
-                runs.append((data, hole, True))
-                data = hole
-            offset = data
-        return runs
-
-    def _seek(self, offset: int, whence: int) -> int:
-        try:
-            return os.lseek(self.descriptor, self._start + offset, whence) - self._start
-        except OSError as error:
-            if error.errno != errno.ENXIO:  # no data up to the end
-                raise
-            return self.size
+        start, end = self._start + offset, self._start + offset + length
+        return [
+            (first - self._start, min(last, end) - self._start, data)
+            for first, last, data in data_runs(self.descriptor, start, end)
+        ]
 
     def close(self) -> None:
         os.close(self.descriptor)

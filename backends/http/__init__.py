@@ -5,7 +5,6 @@ from __future__ import annotations
 from contextlib import AbstractAsyncContextManager
 
 from nbdfs.backends.http.options import HttpOptions
-
 from nbdfs.registry import OpenContext, SourceDriver
 from nbdfs.source import Source
 

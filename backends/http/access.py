@@ -15,10 +15,10 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 
 import trio
-from nbdfs.backends.http.options import HttpOptions
-from nbdfs.backends.http.wire import Digest
 
 import nbdfs
+from nbdfs.backends.http.options import HttpOptions
+from nbdfs.backends.http.wire import Digest
 from nbdfs.errors import UserError
 from nbdfs.secret import Secret
 

@@ -12,12 +12,12 @@ from contextlib import aclosing, asynccontextmanager
 from typing import BinaryIO
 
 import trio
+
 from nbdfs.backends.http.access import Access, read_text
 from nbdfs.backends.http.options import HttpOptions
 from nbdfs.backends.http.remote import BusyError, Remote
 from nbdfs.backends.http.resource import Resource, probe, refuse_coding
 from nbdfs.backends.http.wire import Proxy, Wire, WireError
-
 from nbdfs.errors import UsageError, UserError
 from nbdfs.registry import OpenContext
 from nbdfs.scratch import temporary_directory
@@ -54,7 +54,7 @@ async def open_http(argument: str, options: HttpOptions, context: OpenContext) -
         elif options.fallback == "download":
             with tempfile.TemporaryFile(dir=temporary_directory()) as file:
                 await _download(remote, file)
-                async with context.open(f"file:/proc/self/fd/{file.fileno()}") as source:
+                async with context.open(f"readonly::file:/proc/self/fd/{file.fileno()}") as source:
                     yield source
         else:
             raise remote.failure("the server cannot send parts of a file; fallback=download fetches it whole")
@@ -97,7 +97,7 @@ def _proxy(url: str, options: HttpOptions) -> Proxy | None:
     proxy = options.proxy
     if not proxy and not urllib.request.proxy_bypass(parts.hostname or ""):
         proxy = urllib.request.getproxies().get(parts.scheme, "")
-    if not proxy:
+    if proxy in ("", "none"):
         return None
     split = urllib.parse.urlsplit(proxy if "://" in proxy else f"http://{proxy}")
     if split.scheme not in ("http", "https") or not split.hostname:

@@ -19,7 +19,9 @@ class HttpOptions:
     ca: str = option("", PATH, "certificates to trust instead of the system's, PEM")
     insecure: bool = option(False, BOOLEAN, "accept any certificate")
     http2: bool = option(False, BOOLEAN, "offer HTTP/2 to an https server: one connection for all requests")
-    proxy: str = option("", TEXT, "URL of an HTTP proxy; otherwise the environment's https_proxy and no_proxy decide")
+    proxy: str = option(
+        "", TEXT, "URL of an HTTP proxy, or none; else the environment's https_proxy and no_proxy decide"
+    )
     proxy_user: str = option("", TEXT, "user name at the proxy")
     proxy_password: Secret | None = option(None, SECRET, "password at the proxy")
     timeout: float = option(30.0, DURATION, "most time for one request of up to 1 MiB, retries included")

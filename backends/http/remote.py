@@ -16,9 +16,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 import trio
+
 from nbdfs.backends.http.access import Access
 from nbdfs.backends.http.wire import Response, UnreachableError, UntrustedError, Wire, WireError
-
 from nbdfs.errors import SourceError, UserError
 
 log = logging.getLogger(__name__)

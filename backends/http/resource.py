@@ -12,9 +12,9 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 import trio
+
 from nbdfs.backends.http.remote import Remote
 from nbdfs.backends.http.wire import Response, WireError
-
 from nbdfs.errors import SourceError
 from nbdfs.ranges import pieces
 from nbdfs.source import BlockSize, Caps, Source, SourceInfo

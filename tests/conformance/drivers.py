@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import os
+import subprocess
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import pytest
 
 from nbdfs.source import read
 from nbdfs.stack import open_stack
+from tests.hostile_http import hostile
 
 
 class Writes(enum.Enum):
@@ -62,14 +64,14 @@ def plain(spec: str, content: bytes) -> Prepare:
     return prepare
 
 
-def over_file(spec: str, content: bytes) -> Prepare:
-    """A spec with `{}` for the path of a file that holds `content`."""
+def over_file(spec: str, content: bytes, shown: slice = slice(None), grown: int = 0) -> Prepare:
+    """A spec with `{}` for the path of a file that holds `content`, which shows that slice, zeroes behind it."""
 
     @asynccontextmanager
     async def prepare(folder: Path) -> AsyncIterator[Subject]:
         path = folder / "image"
         path.write_bytes(content)
-        yield Subject(spec.format(path), content)
+        yield Subject(spec.format(path), content[shown].ljust(grown, b"\0"))
 
     return prepare
 
@@ -98,6 +100,42 @@ def itself(spec: str) -> Prepare:
         yield Subject(spec, bytes(content))
 
     return prepare
+
+
+def served(options: str, path: str) -> Prepare:
+    """A file on a web server, with the options of `http`."""
+
+    @asynccontextmanager
+    async def prepare(folder: Path) -> AsyncIterator[Subject]:
+        with hostile(NOISE[:SHORT]) as server:
+            yield Subject(f"http,proxy=none{options}::{server.url(path)}", NOISE[:SHORT])
+
+    return prepare
+
+
+def over_packed(spec: str, command: list[str], content: bytes) -> Prepare:
+    """A spec with `{}` for the path of what a compressor makes of `content`."""
+
+    @asynccontextmanager
+    async def prepare(folder: Path) -> AsyncIterator[Subject]:
+        path = folder / "image"
+        path.write_bytes(subprocess.run(command, input=content, capture_output=True, check=True).stdout)
+        yield Subject(spec.format(path), content)
+
+    return prepare
+
+
+@asynccontextmanager
+async def partitioned(folder: Path) -> AsyncIterator[Subject]:
+    """The second partition of a disk, in the middle of it."""
+    path = folder / "image"
+    path.write_bytes(bytes(8 << 20))
+    script = f"label: gpt\nstart=2048, size=2048\nstart=6144, size={SIZE // 512}, name=wanted\n"
+    subprocess.run(["sfdisk", "-q", path], input=script, text=True, check=True)
+    with path.open("r+b") as disk:
+        disk.seek(6144 * 512)
+        disk.write(NOISE)
+    yield Subject(f"partition,label=wanted::{path}", NOISE)
 
 
 SIZE = 1 << 20
@@ -151,5 +189,27 @@ ROWS = [
     Row("delay", "short", plain(f"delay,read=1ms,write=1ms,flush=1ms::memory:{SHORT}", bytes(SHORT))),
     Row("log", "messages", plain(f"log::memory:{SHORT}", bytes(SHORT))),
     Row("stats", "memory", plain(f"stats,file=/dev/null::memory:{SHORT}", bytes(SHORT))),
+    Row("http", "ranges", served("", "plain")),
+    Row("http", "writable", served(",writable", "writable")),
+    Row("http", "download", served(",fallback=download", "no-range")),
+    Row("cow", "temporary", over_file("cow::{}", NOISE[:SHORT])),
+    Row("cow", "memory", over_file("cow,memory,block=512::{}", NOISE)),
+    Row("cow", "over memory", plain(f"cow,memory::memory:{SHORT}", bytes(SHORT))),
+    Row("cache", "read", over_file("cache,block=4k::{}", NOISE[:SHORT])),
+    Row("cache", "writethrough", over_file("cache,block=4k,size=64k,mode=writethrough::{}", NOISE)),
+    Row("cache", "writeback", over_file("cache,block=4k,size=64k,mode=writeback::{}", NOISE[:SHORT])),
+    Row("cache", "on disk", over_file("cache,cache={0}.cache,block=4k,size=128k,mode=writeback::{0}", NOISE)),
+    Row("cache", "over memory", plain(f"cache::memory:{SHORT}", bytes(SHORT))),
+    Row("offset", "middle", over_file("offset,offset=513,size=65s::{}", NOISE[:SHORT], slice(513, 513 + 65 * 512))),
+    Row("offset", "rest", over_file("offset,offset=4k::{}", NOISE[:SHORT], slice(4096, None))),
+    Row("partition", "gpt", partitioned),
+    Row("readonly", "file", over_file("readonly::{}", NOISE[:SHORT])),
+    Row("resize", "smaller", over_file("resize,size=50001::{}", NOISE[:SHORT], slice(50_001))),
+    Row("resize", "larger", over_file("resize,round-up=64k::readonly::{}", NOISE[:SHORT], grown=131072)),
+    Row("retry", "file", over_file("retry::{}", NOISE[:SHORT])),
+    Row("rate", "fast", over_file("rate,rate=1G,iops=1000000::{}", NOISE[:SHORT])),
+    Row("gzip", "file", over_packed("gzip::{}", ["gzip"], NOISE[:SHORT])),
+    Row("xz", "blocks", over_packed("xz::{}", ["xz", "--block-size=10000", "-c"], NOISE[:SHORT])),
+    Row("zstd", "file", over_packed("zstd::{}", ["zstd", "-c"], NOISE[:SHORT])),
     Row("blocksize", "null", plain(f"blocksize::null:{SIZE}", bytes(SIZE)), Writes.FORGOTTEN),
 ]

@@ -107,7 +107,7 @@ async def test_a_dead_server_is_told_at_once() -> None:
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         with pytest.raises(UserError, match="cannot reach the server"), trio.fail_after(2):
-            async with open_stack(f"http,proxy=::http://127.0.0.1:{held.getsockname()[1]}/x"):
+            async with open_stack(f"http,proxy=none::http://127.0.0.1:{held.getsockname()[1]}/x"):
                 pass
 
 
