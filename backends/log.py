@@ -9,7 +9,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TextIO, TypeVar
+from io import FileIO
+from typing import TypeVar
 
 import trio
 
@@ -49,14 +50,14 @@ class Log(AroundLayer):
 class LogFile:
     """Writes lines with the time in front.  A file that cannot be written any more is given up, with a warning."""
 
-    def __init__(self, file: TextIO) -> None:
-        self._file: TextIO | None = file
+    def __init__(self, file: FileIO) -> None:
+        self._file: FileIO | None = file
 
     def write(self, line: str) -> None:
         if self._file is None:
             return
         try:
-            self._file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S.%f} {line}\n")
+            self._file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S.%f} {line}\n".encode())
         except OSError as error:
             log.warning("the log %s ends here: %s", self._file.name, error.strerror)
             self._file = None
@@ -73,7 +74,7 @@ async def _open(below: Source, options: LogOptions, context: OpenContext) -> Asy
     if not options.file:
         yield Log(below, log.info)
         return
-    with open(options.file, "a" if options.append else "w", buffering=1) as file:  # noqa: ASYNC230 - opened once
+    with FileIO(options.file, "a" if options.append else "w") as file:
         yield Log(below, LogFile(file).write)
 
 

@@ -33,6 +33,7 @@ _MOST_RUNS = 8192  # in one answer to extents()
 _AT_ONCE = 64  # cells computed together
 _UNIT = 4096  # bytes; what a block of one repeated byte is made of
 _VALUES = 1024  # units whose bytes are computed together
+_TOLERANCE = 0.02  # how far the share of data may be from what was asked for
 _CELLS = 8  # a device has as many or more, however small it is: each size shows runs and holes
 
 
@@ -209,10 +210,12 @@ def plan_shape(size: int, percent: float, runlength: int, block: int) -> Shape:
     """The shape that gives so much data in runs of that mean length; small devices have shorter ones."""
     if percent in (0, 100):
         return Shape(max(size, 1), 0, 0, block, percent == 0)
-    share = min(percent, 100 - percent) / 100  # of a cell that is run
+    share = max(min(percent, 100 - percent) / 100, 1e-12)  # of a cell that is run
     mean = runlength if percent <= 50 else runlength * (100 - percent) / percent
     units = max(round(min(mean, size / _CELLS * share) / block), 1)
-    cell = max(round(units / share), units + 1) * block
+    while abs(units / round(units / share) / share - 1) > _TOLERANCE:  # few blocks make rough shares
+        units += 1
+    cell = round(units / share) * block
     return Shape(cell, (units - units // 2) * block, (units + units // 2) * block, block, percent <= 50)
 
 

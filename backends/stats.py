@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from io import FileIO
 from typing import TypeVar
 
 from nbdfs.around import OPERATIONS, AroundLayer, Request
@@ -101,18 +102,19 @@ class StatsOptions:
 
 @asynccontextmanager
 async def _open(below: Source, options: StatsOptions, context: OpenContext) -> AsyncIterator[Source]:
-    mode = "a" if options.append else "w"
     try:
-        file = open(options.file, mode) if options.file else None  # noqa: ASYNC230, SIM115 - closed below
+        file = FileIO(options.file or sys.stderr.fileno(), "a" if options.append else "w", closefd=bool(options.file))
     except OSError as error:
         raise UserError(f"stats: cannot write {options.file}: {error.strerror}") from error
-    stats = Stats(below)
-    try:
-        yield stats
-    finally:
-        print(*stats.report(), sep="\n", file=file or sys.stderr)
-        if file:
-            file.close()
+    with file:
+        stats = Stats(below)
+        try:
+            yield stats
+        finally:
+            try:
+                file.write("".join(f"{line}\n" for line in stats.report()).encode())
+            except OSError as error:
+                log.warning("the figures of stats are lost: %s", error.strerror)
 
 
 DRIVER = LayerDriver("stats", "counts and times of requests, told when it closes", StatsOptions, open=_open)

@@ -24,7 +24,7 @@ from nbdfs.errors import UsageError, UserError
 
 _MOST_NESTED = 100  # groups, variables and included files inside each other
 _MOST_OUTPUT = 1 << 30  # bytes of a script or endless file that no slice ends
-_MOST_TEXT = 64 << 20  # bytes of a file in the language
+_MOST_TEXT = 16 << 20  # bytes of a file in the language
 _SMALL = 64 << 10  # bytes; a file of that size or less is read at once
 _CHUNK = 1 << 20
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import functools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -168,6 +169,7 @@ def parse(text: Text) -> tuple[Item, ...]:
     return _Parser(text).parse()
 
 
+@functools.lru_cache(maxsize=4096)
 def parse_number(text: str) -> int:
     """The value of a number.  Raises UsageError."""
     if re.fullmatch("0[0-9]+", text):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nbdfs.backends.data import evaluate, syntax
@@ -246,6 +246,7 @@ def test_variables_option() -> None:
             parse_variables(wrong)
 
 
+@settings(deadline=None)
 @given(st.text(alphabet=st.one_of(st.characters(), st.sampled_from(list('()*[]:@+-^<>"\\$#xle16b0 \n'))), max_size=60))
 def test_any_text_parses_or_is_refused(string: str) -> None:
     try:
