@@ -67,7 +67,7 @@ def add_copy_arguments(parser: argparse.ArgumentParser, default: CopyOptions) ->
     add("--queue-size", type=parse_size, default=default.queue_size, metavar="SIZE",
         help="the most bytes in flight (default 16M)")  # fmt: skip
     add("--request-size", type=parse_size, default=default.request_size, metavar="SIZE",
-        help="bytes of one request, 32M at the most (default 256k)")  # fmt: skip
+        help="bytes of one request, 32M at the most (default 1M)")  # fmt: skip
     add("-R", "--requests", type=_count, default=default.requests, metavar="N",
         help="the most requests in flight on each connection (default %(default)s)")  # fmt: skip
     add("-S", "--sparse", type=parse_size, metavar="SIZE",

@@ -59,7 +59,7 @@ class CopyOptions:
     connections: int = 4
     requests: int = 64
     queue_size: int = 16 << 20
-    request_size: int = 256 << 10
+    request_size: int = 1 << 20
     sparse: int | None = None
     allocated: bool = False
     blank: bool = False
@@ -122,9 +122,9 @@ class _Job:
         self.options = options
         self.display = display
         self.source_spec, self.destination_spec = source, destination
-        self.source_plan = None if files.is_standard_stream(source) else _plan(source, options)
+        self.source_plan = None if files.is_standard_stream(source) else plan(source)
         stream = files.is_standard_stream(destination) or files.is_null(destination)
-        self.destination_plan = None if stream else _plan(destination, options)
+        self.destination_plan = None if stream else plan(destination)
         self.source_path = files.plain_path(self.source_plan) if self.source_plan else "-"
         self.destination_path = files.plain_path(self.destination_plan) if self.destination_plan else "-"
         self._refuse_contradictions()
@@ -194,7 +194,7 @@ class _Job:
             self.input_fd = files.open_stream(self.source_path, os.O_RDONLY)
             stack.callback(os.close, self.input_fd)
             return None
-        self.source = await stack.enter_async_context(open_stack(self.source_plan, readonly=True))
+        self.source = await stack.enter_async_context(open_stack(_tuned(self.source_plan, self.options), readonly=True))
         return self.source.info.size
 
     async def _open_destination(self, stack: AsyncExitStack, size: int | None) -> None:
@@ -220,7 +220,7 @@ class _Job:
                 self.output_fd = files.open_stream(path, os.O_WRONLY)
                 stack.callback(os.close, self.output_fd)
                 return
-        self.destination = await stack.enter_async_context(open_stack(self.destination_plan))
+        self.destination = await stack.enter_async_context(open_stack(_tuned(self.destination_plan, self.options)))
         self._check_destination(self.destination, backing, size)
 
     def _check_destination(self, destination: Checked, backing: Backing | None, size: int | None) -> None:
@@ -415,15 +415,19 @@ class _Job:
         return str(planned) if planned else str(spec)
 
 
-def _plan(spec: Spec, options: CopyOptions) -> Plan:
-    """The plan of a spec, with the wanted number of connections if its source has any and names none."""
-    planned = plan(spec)
-    known = any(option.name == "connections" for option in planned.source.option_table)
-    if known and planned.options.connections == planned.source.options().connections:
-        return dataclasses.replace(
-            planned, options=dataclasses.replace(planned.options, connections=options.connections)
-        )
-    return planned
+def _tuned(planned: Plan, options: CopyOptions) -> Plan:
+    """The plan with its source set up for a copy, where the spec leaves that open.
+
+    The wanted number of connections; and no read-ahead, which is for readers that ask for one thing at a time.
+    """
+    tuned = {"connections": options.connections, "readahead": 0}
+    known = {option.name: option.default for option in planned.source.option_table}
+    changes = {
+        name: value
+        for name, value in tuned.items()
+        if name in known and getattr(planned.options, name) == known[name] and isinstance(known[name], int)
+    }
+    return dataclasses.replace(planned, options=dataclasses.replace(planned.options, **changes))
 
 
 def _refuse_numbers(options: CopyOptions) -> None:
