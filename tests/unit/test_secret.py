@@ -1,0 +1,55 @@
+"""Where secrets are read from, and that nothing shows them."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import pytest
+
+from nbdfs.errors import UserError
+from nbdfs.secret import Secret
+
+
+def test_from_a_file(tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.write_bytes(b"\0secret\n")
+    secret = Secret(f"+{key}")
+    assert secret.read() == b"\0secret\n"
+    assert secret.read() == b"\0secret\n"
+    assert str(secret) == f"+{key}"
+
+
+def test_from_a_descriptor() -> None:
+    reading, writing = os.pipe()
+    os.write(writing, b"from a pipe")
+    os.close(writing)
+    assert Secret(f"-{reading}").read() == b"from a pipe"
+
+
+def test_from_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def answer(prompt: str) -> str:
+        asked.append(prompt)
+        return "typed é"
+
+    monkeypatch.setattr("getpass.getpass", answer)
+    assert Secret("-").read("Passphrase of x") == "typed é".encode()
+    assert asked == ["Passphrase of x: "]
+
+
+def test_a_literal_is_read_with_a_warning_and_never_shown(caplog: pytest.LogCaptureFixture) -> None:
+    secret = Secret("hunter2")
+    with caplog.at_level(logging.WARNING):
+        assert secret.read() == b"hunter2"
+    assert "others can see it" in caplog.text
+    assert "hunter2" not in caplog.text + str(secret) + repr(secret)
+
+
+@pytest.mark.parametrize("text", ["+/no/such/file", "-999999"])
+def test_what_cannot_be_read_is_one_line(text: str) -> None:
+    with pytest.raises(UserError, match="cannot read the secret") as error:
+        Secret(text).read()
+    assert "\n" not in str(error.value)
