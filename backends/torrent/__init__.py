@@ -7,6 +7,7 @@ Only the record is here.  The parts: `bencode`, `metainfo`, `magnet` and `names`
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -41,7 +42,14 @@ def _parse_prefetch(text: str) -> int:
     return parse_size(text)
 
 
+def _parse_listen(text: str) -> str:
+    """libtorrent's form: interfaces or addresses with a port, separated by commas."""
+    return ",".join(item if _PORT.search(item) else f"{item}:0" for item in text.split(","))
+
+
+_PORT = re.compile(r"(^|[^:]|\]):[0-9]+s?$")  # not the end of an IPv6 address without brackets
 _PREFETCH = Kind("all|none|SIZE", _parse_prefetch)
+_LISTEN = Kind("ADDRESS[:PORT]", _parse_listen)
 
 
 @dataclass(frozen=True)
@@ -55,7 +63,7 @@ class Options:
     download_limit: int = option(0, SIZE, "bytes a second; 0 is no limit")
     upload_limit: int = option(0, SIZE, "bytes a second; 0 is no limit")
     connections: int = option(200, INTEGER, "most peers at a time")
-    listen: str = option("0.0.0.0:0,[::]:0", TEXT, "ADDRESS:PORT for peers, port 0 any; several with %2C")
+    listen: str = option("0.0.0.0:0,[::]:0", _LISTEN, "where peers reach us; several with %2C")
     outgoing: str = option("", TEXT, "address or interface that connections go out from")
     proxy: str = option("", TEXT, "socks5://, socks4:// or http:// [USER@]HOST:PORT for all connections")
     proxy_password: Secret | None = option(None, SECRET, "password for the proxy")

@@ -79,6 +79,7 @@ class Torrent:
         self._known: OrderedDict[tuple[str, int], None] = OrderedDict()
         self._status: Any = None
         self._unsaved = False
+        self._resume = b""
         self._quiet = False  # no more uploads
         self._files = sorted({file.offset: file for file in metainfo.files if file.length}.values(), key=_offset)
         self._starts = [file.offset for file in self._files]
@@ -307,18 +308,18 @@ class Torrent:
             if len(self._known) > _KNOWN_PEERS:
                 self._known.popitem(last=False)
 
-    async def _resume_data(self) -> Any:
-        """libtorrent's present resume data as parameters for adding the torrent; None if it does not come in time."""
-        self._resume = None
+    async def _resume_data(self) -> bytes:
+        """libtorrent's present resume data; nothing if it does not come in time."""
+        self._resume = b""
         handle, alert = self._handle, libtorrent.save_resume_data_alert
         await self._session.wait_for(alert, lambda: handle.save_resume_data(_SAVE_INFO), _SAVE_TIMEOUT)
         return self._resume
 
     def _on_resume_data(self, alert: Any) -> None:
-        self._resume = alert.params
+        self._resume = libtorrent.write_resume_data_buf(alert.params)
         if self.cache.kept:
             try:
-                self.cache.save(libtorrent.write_resume_data_buf(alert.params))
+                self.cache.save(self._resume)
                 self._unsaved = False
             except OSError as error:
                 log.warning("torrent: cannot keep the resume data: %s", error)
@@ -344,10 +345,9 @@ class Torrent:
         libtorrent cannot be told to forget a piece, so the torrent leaves the session for a moment and comes back
         without them: peers learn at once what is no longer to be had from here.
         """
-        params = await self._resume_data()
-        if params is None:
-            self._check_room()
-            return
+        resume = await self._resume_data()
+        if not resume:
+            return  # the next piece tries again
         session, handle = self._session, self._handle
         pieces = [piece for piece in pieces if piece not in self._claims]
         for piece in pieces:
@@ -361,6 +361,7 @@ class Torrent:
             log.info("torrent: slow to leave the session")
         self.cache.forget_descriptors()
         await trio.to_thread.run_sync(self.cache.drop, [part for piece in pieces for part in self._parts(piece)])
+        params = libtorrent.read_resume_data(resume)
         params.have_pieces = [bool(present) for present in self.here]
         params.ti = self._params.ti
         self._add(params)

@@ -1,0 +1,274 @@
+"""The torrent source in swarms on loopback whose seeders are libtorrent's."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trio
+
+from nbdfs.errors import UserError
+from nbdfs.registry import OpenContext, find
+from nbdfs.source import HOLE, RESIDENT, Source, read
+from nbdfs.stack import open_stack
+from tests.torrents import ALONE, PIECE, VERSIONS, Tracker, make_torrent, noise, seeding, tracking, write_files
+
+SIZE = 20 * PIECE + 777
+FILES = {
+    "many/readme": noise(100, 2),
+    "many/sub/disk.img": noise(SIZE, 3),
+    "many/sub/empty": b"",
+    "many/whole-piece": noise(PIECE, 4),
+    "many/tail": noise(3 * PIECE + 1, 5),
+}
+
+
+@pytest.fixture
+def tracker() -> Iterator[Tracker]:
+    with tracking() as found:
+        yield found
+
+
+async def resident(source: Source) -> int:
+    """The bytes that are here."""
+    extents = await source.extents(0, source.info.size, context=RESIDENT)
+    return sum(extent.length for extent in extents if not extent.flags & HOLE)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_a_file_reads_as_it_was_shared(tmp_path: Path, tracker: Tracker, version: str) -> None:
+    content = noise(SIZE)
+    write_files(tmp_path, {"disk.img": content})
+    torrent = make_torrent(tmp_path, "disk.img", version=version, tracker=tracker.url)
+    with seeding(torrent, tmp_path):
+        async with open_stack(f"torrent,{ALONE}:{torrent}") as source:
+            assert source.info.size == SIZE
+            assert await read(source, 5 * PIECE - 3, 10) == content[5 * PIECE - 3 : 5 * PIECE + 7]
+            assert await resident(source) <= 2 * PIECE
+            assert await read(source, 0, SIZE) == content
+            assert await resident(source) == SIZE
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_all_files_of_a_torrent_as_a_tree(tmp_path: Path, tracker: Tracker, version: str) -> None:
+    write_files(tmp_path, FILES)
+    torrent = make_torrent(tmp_path, "many", version=version, tracker=tracker.url)
+    driver = find("torrent")
+    options = driver.parse_options([("listen", "127.0.0.1"), ("dht", "no"), ("lsd", "no")])
+    with seeding(torrent, tmp_path):
+        async with driver.open_tree(str(torrent), options, OpenContext(True, open_stack)) as tree:  # type: ignore
+            assert {f"many/{path}" for path in tree} == set(FILES)
+            for path, source in tree.items():
+                assert await read(source, 0, source.info.size) == FILES[f"many/{path}"], path
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_magnet_links_get_their_metadata_from_peers(tmp_path: Path, version: str) -> None:
+    write_files(tmp_path, FILES)
+    torrent = make_torrent(tmp_path, "many", version=version)
+    with seeding(torrent, tmp_path) as seeder:
+        hashes = seeder.handle.info_hashes()
+        topic = f"urn:btmh:1220{hashes.v2}" if version == "v2" else f"urn:btih:{hashes.v1}"
+        link = f"magnet:?xt={topic}&x.pe=127.0.0.1:{seeder.port}"
+        async with open_stack(f"torrent,{ALONE},timeout=20,file=sub/disk.img:{link}") as source:
+            assert await read(source, 0, SIZE) == FILES["many/sub/disk.img"]
+
+
+async def test_a_magnet_link_of_nobody_is_told_in_one_line() -> None:
+    link = "magnet:?xt=urn:btih:722fe65b2aa26d14f35b4ad627d20236e481d924"
+    with pytest.raises(UserError, match=r"no peer gave the metadata .* within 0.5 s"):
+        async with open_stack(f"torrent,{ALONE},timeout=0.5:{link}"):
+            pass
+
+
+async def test_nothing_is_fetched_before_it_is_read_and_random_reads_fetch_their_own_pieces(
+    tmp_path: Path, tracker: Tracker
+) -> None:
+    write_files(tmp_path, {"disk.img": noise(300 * PIECE)})
+    torrent = make_torrent(tmp_path, "disk.img", tracker=tracker.url)
+    with seeding(torrent, tmp_path) as seeder:
+        async with open_stack(f"torrent,{ALONE}:{torrent}") as source:
+            while seeder.handle.status().num_peers == 0:
+                await trio.sleep(0.05)
+            await trio.sleep(0.3)
+            assert await resident(source) == 0
+            for piece in (250, 20, 170, 299):
+                await read(source, piece * PIECE + 5, 100)
+            assert await resident(source) == 4 * PIECE
+            assert seeder.handle.status().num_peers == 1
+
+
+async def test_a_sequential_reader_finds_the_pieces_ahead(tmp_path: Path, tracker: Tracker) -> None:
+    write_files(tmp_path, {"disk.img": noise(400 * PIECE)})
+    torrent = make_torrent(tmp_path, "disk.img", tracker=tracker.url)
+    with seeding(torrent, tmp_path):
+        async with open_stack(f"torrent,{ALONE}:{torrent}") as source:
+            for piece in range(4):
+                await read(source, piece * PIECE, PIECE)
+            with trio.fail_after(20):
+                while await resident(source) < 64 * PIECE:
+                    await trio.sleep(0.02)
+
+
+@pytest.mark.parametrize(("wanted", "fetched"), [("all", SIZE), (f"{4 * PIECE}", 4 * PIECE)])
+async def test_prefetch(tmp_path: Path, tracker: Tracker, wanted: str, fetched: int) -> None:
+    write_files(tmp_path, {"disk.img": noise(SIZE)})
+    torrent = make_torrent(tmp_path, "disk.img", tracker=tracker.url)
+    with seeding(torrent, tmp_path):
+        async with open_stack(f"torrent,{ALONE},prefetch={wanted}:{torrent}") as source:
+            with trio.fail_after(20):
+                while await resident(source) < fetched:
+                    await trio.sleep(0.02)
+            await trio.sleep(0.2)
+            assert await resident(source) == fetched
+
+
+async def test_a_read_that_nobody_can_answer_fails_alone_and_the_torrent_heals(
+    tmp_path: Path, tracker: Tracker
+) -> None:
+    content = noise(SIZE)
+    write_files(tmp_path, {"disk.img": content})
+    torrent = make_torrent(tmp_path, "disk.img", tracker=tracker.url)
+    async with open_stack(f"torrent,{ALONE},timeout=0.7:{torrent}") as source:
+        with pytest.raises(OSError, match=r"did not come within 0.7 s from 0 peers") as caught:
+            await read(source, 0, 10)
+        assert caught.value.errno == errno.EIO
+    async with open_stack(f"torrent,{ALONE},timeout=40:{torrent}") as source:
+        got: list[bytearray] = []
+
+        async def reader() -> None:
+            got.append(await read(source, 0, 10))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(reader)
+            await trio.sleep(1)
+            with seeding(torrent, tmp_path):
+                with trio.fail_after(30):
+                    while not got:
+                        await trio.sleep(0.05)
+        assert got == [content[:10]]
+
+
+async def test_peers_lost_and_found(tmp_path: Path, tracker: Tracker) -> None:
+    content = noise(SIZE)
+    write_files(tmp_path, {"disk.img": content})
+    torrent = make_torrent(tmp_path, "disk.img", tracker=tracker.url)
+    async with open_stack(f"torrent,{ALONE},timeout=40:{torrent}") as source:
+        with seeding(torrent, tmp_path):
+            assert await read(source, 0, 10) == content[:10]
+        assert await read(source, 0, 10) == content[:10]
+        with seeding(torrent, tmp_path):
+            assert await read(source, 9 * PIECE, PIECE) == content[9 * PIECE : 10 * PIECE]
+
+
+async def test_a_cancelled_read_wants_its_piece_no_more(tmp_path: Path, tracker: Tracker) -> None:
+    write_files(tmp_path, {"disk.img": noise(SIZE)})
+    torrent = make_torrent(tmp_path, "disk.img", tracker=tracker.url)
+    async with open_stack(f"torrent,{ALONE}:{torrent}") as source:
+        with trio.move_on_after(0.2):
+            await read(source, 0, 10)
+        with seeding(torrent, tmp_path):
+            await read(source, 10 * PIECE, 10)
+            await trio.sleep(0.3)
+            assert await resident(source) == PIECE
+
+
+async def test_a_kept_cache_is_used_again_and_verified(tmp_path: Path, tracker: Tracker) -> None:
+    content = noise(SIZE)
+    write_files(tmp_path, {"disk.img": content})
+    torrent = make_torrent(tmp_path, "disk.img", tracker=tracker.url)
+    cache = tmp_path / "cache"
+    spec = f"torrent,{ALONE},timeout=2,cache={cache}:{torrent}"
+    with seeding(torrent, tmp_path):
+        async with open_stack(spec) as source:
+            assert await read(source, 0, 4 * PIECE) == content[: 4 * PIECE]
+    (data,) = cache.glob("*/0")
+    with open(data, "r+b") as file:
+        file.seek(2 * PIECE)
+        file.write(b"damage")
+    async with open_stack(spec) as source:
+        assert await read(source, 0, 2 * PIECE) == content[: 2 * PIECE]
+        assert await read(source, 3 * PIECE, PIECE) == content[3 * PIECE : 4 * PIECE]
+        with pytest.raises(OSError, match="did not come"):
+            await read(source, 2 * PIECE, 10)
+        with pytest.raises(UserError, match="in use"):
+            async with open_stack(spec):
+                pass
+
+
+async def test_a_temporary_cache_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import tempfile
+
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    write_files(tmp_path, {"disk.img": noise(SIZE)})
+    torrent = make_torrent(tmp_path, "disk.img")
+    async with open_stack(f"torrent,{ALONE}:{torrent}"):
+        assert list((tmp_path / "temporary").iterdir())
+    assert not list((tmp_path / "temporary").iterdir())
+
+
+async def test_a_small_cache_drops_what_is_unused_and_reads_stay_right(tmp_path: Path, tracker: Tracker) -> None:
+    content = noise(150 * PIECE)
+    write_files(tmp_path, {"disk.img": content})
+    torrent = make_torrent(tmp_path, "disk.img", tracker=tracker.url)
+    cache, room = tmp_path / "cache", 32 * PIECE
+    with seeding(torrent, tmp_path):
+        async with open_stack(f"torrent,{ALONE},cache={cache},cache-size={room}:{torrent}") as source:
+            with trio.fail_after(60):
+                for piece in range(0, 150, 5):
+                    at = piece * PIECE
+                    assert await read(source, at, 5 * PIECE) == content[at : at + 5 * PIECE]
+                await read(source, 0, 1)
+                while await resident(source) > room:
+                    await trio.sleep(0.05)
+            (data,) = cache.glob("*/0")
+            assert os.stat(data).st_blocks * 512 <= 2 * room
+
+
+async def test_readers_at_once_each_wait_for_their_own(tmp_path: Path, tracker: Tracker) -> None:
+    content = noise(200 * PIECE)
+    write_files(tmp_path, {"disk.img": content})
+    torrent = make_torrent(tmp_path, "disk.img", version="hybrid", tracker=tracker.url)
+    chance = random.Random(5)
+
+    async def reader(source: Source, offsets: list[int]) -> None:
+        for offset in offsets:
+            assert await read(source, offset, 5000) == content[offset : offset + 5000]
+
+    with seeding(torrent, tmp_path):
+        async with open_stack(f"torrent,{ALONE}:{torrent}") as source:
+            with trio.fail_after(60):
+                async with trio.open_nursery() as nursery:
+                    for _ in range(6):
+                        offsets = [chance.randrange(len(content) - 5000) for _ in range(8)]
+                        nursery.start_soon(reader, source, offsets)
+
+
+@pytest.mark.parametrize("tracker_url", ["http://127.0.0.1:9/announce", "udp://127.0.0.1:9/announce"])
+async def test_a_dead_tracker_is_no_obstacle_to_opening(tmp_path: Path, tracker_url: str) -> None:
+    write_files(tmp_path, {"disk.img": noise(SIZE)})
+    torrent = make_torrent(tmp_path, "disk.img", tracker=tracker_url)
+    async with open_stack(f"torrent,{ALONE},timeout=0.3:{torrent}") as source:
+        with pytest.raises(OSError, match="did not come"):
+            await read(source, 0, 1)
+
+
+async def test_a_peer_that_sends_garbage_never_reaches_a_reader(tmp_path: Path, tracker: Tracker) -> None:
+    content = noise(SIZE)
+    write_files(tmp_path, {"disk.img": content})
+    torrent = make_torrent(tmp_path, "disk.img", tracker=tracker.url)
+    (tmp_path / "liar").mkdir()
+    (tmp_path / "liar" / "disk.img").write_bytes(noise(SIZE, 99))
+    with seeding(torrent, tmp_path / "liar"):
+        async with open_stack(f"torrent,{ALONE},timeout=1:{torrent}") as source:
+            with pytest.raises(OSError, match="did not come"):
+                await read(source, 0, 10)
+            assert await resident(source) == 0
+        with seeding(torrent, tmp_path):
+            async with open_stack(f"torrent,{ALONE},timeout=60:{torrent}") as source:
+                assert await read(source, 0, 5 * PIECE) == content[: 5 * PIECE]

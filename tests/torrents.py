@@ -1,0 +1,159 @@
+"""Swarms on loopback: torrents made here, a tracker of a few lines, and seeders that are libtorrent's."""
+
+from __future__ import annotations
+
+import http.server
+import socket
+import threading
+import urllib.parse
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import libtorrent
+
+PIECE = 16 << 10
+ALONE = "listen=127.0.0.1,dht=no,lsd=no"  # options that keep the source on loopback
+
+VERSIONS = {
+    "v1": libtorrent.create_torrent.v1_only,
+    "v2": libtorrent.create_torrent.v2_only,
+    "hybrid": 0,
+}
+
+
+def noise(size: int, seed: int = 1) -> bytes:
+    """Bytes that differ from piece to piece."""
+    import random
+
+    return random.Random(seed).randbytes(size)
+
+
+def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write files below a folder."""
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+
+
+def make_torrent(
+    folder: Path, name: str, *, version: str = "v1", tracker: str = "", piece: int = PIECE, private: bool = False,
+    web_seed: str = "",
+) -> Path:  # fmt: skip
+    """A torrent of the file or folder `name` in `folder`; gives the path of the .torrent file."""
+    entries = libtorrent.list_files(str(folder / name))
+    made = libtorrent.create_torrent(entries, piece, VERSIONS[version])
+    if tracker:
+        made.add_tracker(tracker, 0)
+    if web_seed:
+        made.add_url_seed(web_seed)
+    made.set_priv(private)
+    libtorrent.set_piece_hashes(made, str(folder))
+    path = folder / f"{Path(name).name}-{version}.torrent"
+    path.write_bytes(libtorrent.bencode(made.generate()))
+    return path
+
+
+class Seeder:
+    """A libtorrent session that shares one torrent."""
+
+    def __init__(self, torrent: Path, folder: Path, upload_limit: int = 0) -> None:
+        settings = {
+            "listen_interfaces": "127.0.0.1:0", "enable_dht": False, "enable_lsd": False, "enable_upnp": False,
+            "enable_natpmp": False, "allow_multiple_connections_per_ip": True, "upload_rate_limit": upload_limit,
+            "stop_tracker_timeout": 1, "alert_mask": 0,
+        }  # fmt: skip
+        self.session: Any = libtorrent.session(settings)
+        if upload_limit:
+            self._limit_local_peers()
+        params = libtorrent.load_torrent_file(str(torrent))
+        params.save_path = str(folder)
+        params.flags |= libtorrent.torrent_flags.seed_mode
+        params.flags &= ~(libtorrent.torrent_flags.auto_managed | libtorrent.torrent_flags.paused)
+        self.handle: Any = self.session.add_torrent(params)
+
+    def _limit_local_peers(self) -> None:
+        """Without this the limit spares peers on the same network."""
+        self.session.set_peer_class_filter(libtorrent.ip_filter())
+
+    @property
+    def port(self) -> int:
+        return int(self.session.listen_port())
+
+    @property
+    def sent(self) -> int:
+        """Bytes of pieces that went out."""
+        return int(self.handle.status().total_payload_upload)
+
+    def close(self) -> None:
+        del self.handle
+        del self.session
+
+
+@contextmanager
+def seeding(torrent: Path, folder: Path, upload_limit: int = 0) -> Iterator[Seeder]:
+    """A seeder for the block."""
+    seeder = Seeder(torrent, folder, upload_limit)
+    try:
+        yield seeder
+    finally:
+        seeder.close()
+
+
+class Tracker:
+    """An HTTP tracker that tells everybody of everybody."""
+
+    def __init__(self) -> None:
+        self.peers: dict[int, None] = {}  # ports on loopback, in the order they came
+        self.announces = 0
+        tracker = self
+
+        class Announce(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                body = tracker.answer(urllib.parse.urlsplit(self.path).query)
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, format: str, *arguments: object) -> None:
+                pass
+
+        class Server(http.server.ThreadingHTTPServer):
+            daemon_threads = True
+
+            def handle_error(self, request: Any, client_address: Any) -> None:
+                pass  # peers that hang up at their end
+
+        self._server = Server(("127.0.0.1", 0), Announce)
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/announce"
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05})
+        self._thread.start()
+
+    def answer(self, query: str) -> bytes:
+        words = urllib.parse.parse_qs(query)
+        port = int(words["port"][0])
+        self.announces += 1
+        if words.get("event") == ["stopped"]:
+            self.peers.pop(port, None)
+        else:
+            self.peers[port] = None
+        others = [known for known in self.peers if known != port]
+        compact = b"".join(socket.inet_aton("127.0.0.1") + known.to_bytes(2, "big") for known in others)
+        return b"d8:intervali2e12:min intervali1e5:peers%d:%se" % (len(compact), compact)
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+@contextmanager
+def tracking() -> Iterator[Tracker]:
+    """A tracker for the block."""
+    tracker = Tracker()
+    try:
+        yield tracker
+    finally:
+        tracker.close()
