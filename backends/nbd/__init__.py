@@ -22,7 +22,9 @@ class NbdOptions:
     readahead: int = option(16 << 20, SIZE, "the most bytes to fetch ahead of a sequential reader; 0: none")
     extended: bool = option(True, BOOLEAN, "use extended headers if the server has them")
     context: str = option("", TEXT, "further metadata contexts to ask for, with + between them")
-    export: str = option("", TEXT, "the name of the export, for a captive server")
+    export: str = option("", TEXT, "the name of the export, where there is no URI")
+    stdio: bool = option(False, BOOLEAN, "the captive server speaks on its standard input and output")
+    fd: int = option(-1, INTEGER, "a connected socket that was inherited, instead of a URI")
     tls_certificates: str = option("", PATH, "folder with ca-cert.pem, and client-cert.pem and client-key.pem")
     tls_psk_file: str = option("", PATH, "file of pre-shared keys, lines of USERNAME:HEX")
     tls_hostname: str = option("", TEXT, "the name that the server's certificate must have")
@@ -57,7 +59,7 @@ async def _open(argument: str, options: NbdOptions, context: OpenContext) -> Asy
     from nbdfs.backends.nbd.remote import Remote
     from nbdfs.backends.readahead import readahead
     from nbdfs.captive import captive
-    from nbdfs.nbd.client import ClientOptions, connected, target_of_captive, target_of_uri
+    from nbdfs.nbd.client import ClientOptions, connected, target_of_captive, target_of_descriptor, target_of_uri
     from nbdfs.source import ALLOCATION, RESIDENT
 
     if not 1 <= options.connections <= _MOST_CONNECTIONS:
@@ -67,8 +69,10 @@ async def _open(argument: str, options: NbdOptions, context: OpenContext) -> Asy
     contexts = dict.fromkeys((ALLOCATION, RESIDENT, *filter(None, options.context.split("+"))))
     async with AsyncExitStack() as stack:
         if context.argv:
-            server = await stack.enter_async_context(captive(context.argv))
+            server = await stack.enter_async_context(captive(context.argv, stdio=options.stdio))
             target = target_of_captive(server, options.export)
+        elif options.fd >= 0:
+            target = target_of_descriptor(options.fd, options.export)
         else:
             target = target_of_uri(uri_of(argument, options))
         client_options = ClientOptions(

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -22,7 +23,7 @@ from dataclasses import dataclass
 import trio
 
 from nbdfs.captive import Captive
-from nbdfs.errors import SourceError
+from nbdfs.errors import SourceError, UserError
 from nbdfs.nbd.channel import Channel, dial
 from nbdfs.nbd.handshake import ExportFacts, Handshake, HandshakeError, ServerFacts
 from nbdfs.nbd.mux import ConnectionLostError, Mux
@@ -74,6 +75,24 @@ def target_of_captive(server: Captive, export: str = "") -> Target:
         return Channel(await server.connect(), server.name)
 
     return Target(server.name, export, connect, single=server.single, gone=lambda: not server.alive)
+
+
+def target_of_descriptor(descriptor: int, export: str = "") -> Target:
+    """An export at the other end of a connected socket that was inherited.  Raises UserError if it is none."""
+    name = f"descriptor {descriptor}"
+    try:
+        connected_socket: socket.socket | None = socket.socket(fileno=descriptor)
+    except OSError as error:
+        raise UserError(f"{name} is no socket: {error.strerror}") from error
+
+    async def connect() -> Channel:
+        nonlocal connected_socket
+        if connected_socket is None:
+            raise ConnectionRefusedError(errno.ECONNREFUSED, f"{name} was one connection, and it is gone")
+        taken, connected_socket = connected_socket, None
+        return Channel(taken, name)
+
+    return Target(name, export, connect, single=True)
 
 
 @asynccontextmanager
