@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from nbdfs.checked import Checked
@@ -91,6 +91,12 @@ async def report(spec: Spec, *, listing: bool, probe: bool) -> Report:
     `probe` also looks at the content.  Raises UserError if it cannot be opened.
     """
     planned = plan(spec)
+    if planned.source.name == "nbd" and not planned.layers:
+        from nbdfs.info import remote
+
+        server, exports = await remote.exports(planned, listing=listing, probe=probe)
+        packets = "extended" if server.extended else "structured" if server.structured else "simple"
+        return Report(exports, Connection(server.protocol, server.tls, packets))
     if listing:
         return Report([export async for export in _files(planned, probe)])
     async with _opened(planned) as source:
@@ -100,7 +106,11 @@ async def report(spec: Spec, *, listing: bool, probe: bool) -> Report:
 @asynccontextmanager
 async def open_mapped(spec: Spec, contexts: Sequence[str]) -> AsyncIterator[Checked]:
     """Open a source so that it has these contexts, as far as it can."""
-    async with open_stack(plan(spec), readonly=True) as source:
+    planned = plan(spec)
+    if planned.source.name == "nbd":
+        asked = "+".join(dict.fromkeys([*planned.options.context.split("+"), *contexts])).strip("+")
+        planned = replace(planned, options=replace(planned.options, context=asked))
+    async with open_stack(planned, readonly=True) as source:
         yield source
 
 
