@@ -11,15 +11,18 @@ import http.server
 import re
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar
 
-BLOCK = 512
+ROOT = Path(__file__).parent.parent
 
 
 @dataclass
@@ -124,6 +127,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         match = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", self.headers["Content-Range"])
         assert match and int(match[3]) == len(self.state.content)
         data = self.rfile.read(int(self.headers["Content-Length"]))
+        if len(data) != int(self.headers["Content-Length"]):
+            self.cut_off()
+            return
         self.state.content[int(match[1]) : int(match[2]) + 1] = data
         self.state.etag = f'"{hashlib.sha256(self.state.content).hexdigest()}"'
         self.reply(204)
@@ -395,3 +401,19 @@ def hostile(content: bytes, *, unix: str = "", tls: Callable[[ssl.SSLContext], N
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+@asynccontextmanager
+async def hostile_process(content: Path) -> AsyncIterator[str]:
+    """The server in a process of its own, whose descriptors are not ours: the URL before the path."""
+    command = [sys.executable, "-m", "tests.hostile_http", str(content)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        assert process.stdin and process.stdout
+        yield process.stdout.readline().strip()
+        process.stdin.close()
+
+
+if __name__ == "__main__":
+    with hostile(Path(sys.argv[1]).read_bytes()) as served:
+        print(served.base, flush=True)
+        sys.stdin.read()

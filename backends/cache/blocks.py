@@ -177,8 +177,10 @@ class Blocks:
                 victims.append(block)
                 if len(victims) == count:
                     break
-        for first, last in joined(sorted(victims)):
+        runs = list(joined(sorted(victims)))
+        for first, last in runs:  # all before the first wait: from then on somebody could pin one of them
             self.remove(first, last)
+        for first, last in runs:
             start, end = self.bounds(first, last)
             await self.storage.scratch.discard(start, end - start)
 

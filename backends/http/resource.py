@@ -107,7 +107,10 @@ class Resource(Source):
                 if response.status not in (200, 201, 204):
                     raise self._remote.failure(f"the server answers a write with {response.status}")
 
-        await self._remote.persist(f"writing {len(piece)} bytes at {offset}", attempt)
+        # Seen through even if cancelled: a server may act on a request long after its connection is gone, and an old
+        # write must not arrive after a newer one.
+        with trio.CancelScope(shield=True):
+            await self._remote.persist(f"writing {len(piece)} bytes at {offset}", attempt)
 
     async def _prove(self) -> None:
         """After the first write: a server that knows no Content-Range has replaced the file by the piece."""

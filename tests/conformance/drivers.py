@@ -18,7 +18,7 @@ import pytest
 
 from nbdfs.source import read
 from nbdfs.stack import open_stack
-from tests.hostile_http import hostile
+from tests.hostile_http import hostile_process
 
 
 class Writes(enum.Enum):
@@ -107,8 +107,10 @@ def served(options: str, path: str) -> Prepare:
 
     @asynccontextmanager
     async def prepare(folder: Path) -> AsyncIterator[Subject]:
-        with hostile(NOISE[:SHORT]) as server:
-            yield Subject(f"http,proxy=none{options}::{server.url(path)}", NOISE[:SHORT])
+        file = folder / "content"
+        file.write_bytes(NOISE[:SHORT])
+        async with hostile_process(file) as base:
+            yield Subject(f"http,proxy=none{options}::{base}/{path}", NOISE[:SHORT])
 
     return prepare
 
