@@ -72,7 +72,7 @@ async def live(what: Order) -> AsyncIterator[tuple[Session, Mapping[str, Export]
             for path, file in tree.paths():
                 _keep_coherent(session, path, file)
             yield session, exports
-        await _flush(exports)
+        await flush(exports)
 
 
 async def _open_all(stack: AsyncExitStack, what: Order, target: str) -> Mapping[str, Export]:
@@ -100,7 +100,7 @@ async def _open_tree(stack: AsyncExitStack, planned: Plan, target: str, readonly
     }
 
 
-async def _flush(exports: Mapping[str, Export]) -> None:
+async def flush(exports: Mapping[str, Export]) -> None:
     failures = []
     for export in exports.values():
         if export.source.writable:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from nbdfs.export import Export
 from nbdfs.nbd.proto import constants as nbd
@@ -22,30 +22,36 @@ _FLAGS = {
 
 
 class ServedExports:
-    """Exports by name.  With `any_name` a single export answers to every name, as nbdkit's plugins do."""
+    """Exports by name.
 
-    def __init__(self, exports: Iterable[Export], *, any_name: bool = False) -> None:
+    A single export without a name is `called` so; a single one answers to the empty name too, and with `any_name` to
+    every name, as nbdkit's plugins do.
+    """
+
+    def __init__(self, exports: Iterable[Export], *, called: str = "", any_name: bool = False) -> None:
         self._exports = {export.name: export for export in exports}
+        if called and list(self._exports) == [""]:
+            self._exports = {called: self._exports[""]}
         self._any_name = any_name
 
-    def names(self) -> Iterator[tuple[str, str]]:
-        return ((export.name, export.description) for export in self._exports.values())
+    def names(self) -> list[tuple[str, str]]:
+        return [(name, export.description) for name, export in self._exports.items()]
 
     def export(self, name: str) -> Export | None:
-        """The export of that name; the empty name is also the only one there is."""
+        """The export that a client calls `name`."""
         if (not name or self._any_name) and len(self._exports) == 1:
             return next(iter(self._exports.values()))
         return self._exports.get(name)
 
     def find(self, name: str) -> ExportFacts | None:
         export = self.export(name)
-        return facts_of(export) if export else None
+        if export is None:
+            return None
+        known = name if name in self._exports else next(iter(self._exports))
+        return facts_of(export, known)
 
-    def __iter__(self) -> Iterator[Export]:
-        return iter(self._exports.values())
 
-
-def facts_of(export: Export) -> ExportFacts:
+def facts_of(export: Export, name: str) -> ExportFacts:
     """What the wire says about an export."""
     info = export.source.info
     flags = nbd.FLAG_HAS_FLAGS | nbd.FLAG_SEND_FLUSH
@@ -60,5 +66,5 @@ def facts_of(export: Export) -> ExportFacts:
     preferred = 1 << (preferred.bit_length() - 1)  # a power of two, as NBD_INFO_BLOCK_SIZE asks
     contexts = tuple(name for name in (ALLOCATION, RESIDENT) if name == ALLOCATION or name in info.contexts)
     return ExportFacts(
-        export.name, info.size, flags, export.description or info.description, minimum, preferred, maximum, contexts
+        name, info.size, flags, export.description or info.description, minimum, preferred, maximum, contexts
     )

@@ -142,7 +142,7 @@ class ServerHandshake:
         if self._skipped is None:
             if len(received) < wire.OPTION.size:
                 return None
-            magic, number, length = wire.OPTION.unpack_from(received.data, received.start)
+            magic, number, length = wire.OPTION.unpack_from(received.view, received.start)
             if magic != nbd.OPTION_MAGIC:
                 raise ProtocolError(f"an option begins with {magic:#x}")
             if length > _MOST_SKIPPED:

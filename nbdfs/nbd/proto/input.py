@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+
 
 class Input:
     """One buffer of fixed size.  The driver receives into `space()`, a machine parses from `start` to `end`.
@@ -10,8 +12,7 @@ class Input:
     """
 
     def __init__(self, size: int = 128 << 10) -> None:
-        self.data = bytearray(size)
-        self.view = memoryview(self.data)
+        self.view = memoryview(mmap.mmap(-1, size))  # pages that were never received into cost nothing
         self.start = 0
         self.end = 0
 
@@ -22,9 +23,9 @@ class Input:
         """Where to receive more.  Never empty unless more than half of the buffer waits to be parsed."""
         if self.start == self.end:
             self.start = self.end = 0
-        elif self.start > len(self.data) // 2:
+        elif self.start > len(self.view) // 2:
             rest = self.end - self.start
-            self.data[:rest] = self.data[self.start : self.end]
+            self.view[:rest] = self.view[self.start : self.end]
             self.start, self.end = 0, rest
         return self.view[self.end :]
 

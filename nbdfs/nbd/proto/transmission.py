@@ -107,7 +107,7 @@ class ServerTransmission:
         start = received.start
         if received.end - start < self._header.size:
             return None
-        magic, flags, command, cookie, offset, length = self._header.unpack_from(received.data, start)
+        magic, flags, command, cookie, offset, length = self._header.unpack_from(received.view, start)
         if magic != self._magic:
             raise ProtocolError(f"a request begins with {magic:#x}")
         if self.extended and flags & nbd.CMD_FLAG_PAYLOAD_LEN:
@@ -134,22 +134,27 @@ class ServerTransmission:
     def _with_payload(self, request: Request) -> Event | None:
         """An extended request that has a payload, its header still in the buffer."""
         received = self.received
-        if request.command == nbd.CMD_BLOCK_STATUS and self._flags & nbd.FLAG_BLOCK_STATUS_PAYLOAD:
-            if 8 < request.length <= _MOST_STATUS and request.length % 4 == 0:
-                if len(received) < self._header.size + request.length:
-                    return None
-                received.skip(self._header.size)
-                length, *contexts = struct.unpack(f">Q{request.length // 4 - 2}I", received.take(request.length))
-                request = request._replace(length=length, contexts=tuple(contexts))
-                if len(set(contexts)) < len(contexts) or not set(contexts) <= set(self.contexts):
-                    return Refused(request, nbd.EINVAL, "a metadata context that is unknown or asked for twice")
-                return self._checked(request)
+        size = request.length
+        status = request.command == nbd.CMD_BLOCK_STATUS and self._flags & nbd.FLAG_BLOCK_STATUS_PAYLOAD
+        if status and 8 < size <= _MOST_STATUS and size % 4 == 0:
+            if len(received) < self._header.size + size:
+                return None
+            received.skip(self._header.size)
+            return self._filtered_status(request, received.take(size))
         received.skip(self._header.size)
         if request.command == nbd.CMD_WRITE:
             return self._write(request)
         if request.command == nbd.CMD_DISC:
             raise ProtocolError("a disconnect with a payload")
         return self._drop(request, request.length, nbd.EINVAL, "a payload that does not belong there")
+
+    def _filtered_status(self, request: Request, payload: bytes) -> Event:
+        """A BLOCK_STATUS of some of the contexts, which its payload names."""
+        length, *contexts = struct.unpack(f">Q{len(payload) // 4 - 2}I", payload)
+        request = request._replace(length=length, contexts=tuple(contexts))
+        if len(set(contexts)) < len(contexts) or not set(contexts) <= set(self.contexts):
+            return Refused(request, nbd.EINVAL, "a metadata context that is unknown or asked for twice")
+        return self._checked(request)
 
     def _write(self, request: Request) -> Event | None:
         length = request.length

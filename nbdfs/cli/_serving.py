@@ -1,0 +1,139 @@
+"""What `serve`, `mount --listen` and nbdkit's command line share: where to listen, with what TLS, and the server."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import ssl
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import ExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
+
+from nbdfs.errors import UsageError
+from nbdfs.export import Export
+from nbdfs.nbd.exports import ServedExports
+from nbdfs.nbd.limits import Limits
+from nbdfs.nbd.listen import Listener, activated, inherited, is_public, listening, private_socket
+from nbdfs.nbd.server import Server, serving
+from nbdfs.nbd.tls import server_context
+from nbdfs.nbd.uri import Address, Tcp, TlsOptions, Unix, Uri, Vsock, parse_uri, socket_path
+from nbdfs.units import parse_duration
+
+log = logging.getLogger(__name__)
+
+_DEFAULTS = Limits()
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where to serve: NBD URIs, sockets from systemd, a descriptor that listens, standard input and output."""
+
+    uris: tuple[Uri, ...] = ()
+    private: bool = False
+    fd: int | None = None
+    stdio: bool = False
+
+
+@dataclass(frozen=True)
+class Service:
+    """How to serve."""
+
+    place: Place
+    tls: ssl.SSLContext | None = None
+    require_tls: bool = False
+    limits: Limits = _DEFAULTS
+    any_name: bool = False
+
+
+def add_listen_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that `serve` and `mount` have both."""
+    group = parser.add_argument_group("serving over NBD")
+    group.add_argument("--listen", action="append", default=[], metavar="NBD-URI", help="serve there; repeatable")
+    group.add_argument("--tls", choices=("off", "on", "require"), help="offer TLS, or talk under TLS only")
+    group.add_argument(
+        "--tls-certificates", default="", metavar="DIR", help="a folder with server-cert.pem, server-key.pem..."
+    )
+    group.add_argument("--tls-psk", default="", metavar="FILE", help="pre-shared keys, USERNAME:HEX a line")
+    group.add_argument("--tls-verify-peer", action="store_true", help="clients need a certificate that the CA signed")
+    group.add_argument("--max-clients", type=int, default=_DEFAULTS.clients, metavar="N", help="at once")
+    group.add_argument("--handshake-timeout", type=parse_duration, default=_DEFAULTS.handshake, metavar="SECONDS",
+                       help="for a client to enter an export")  # fmt: skip
+    group.add_argument("--idle-timeout", type=parse_duration, default=_DEFAULTS.idle, metavar="SECONDS",
+                       help="drop a client that asks for nothing (0: never)")  # fmt: skip
+
+
+def service(arguments: argparse.Namespace, place: Place | None = None) -> Service:
+    """What the options ask for.  Raises UsageError and UserError."""
+    uris = tuple(parse_uri(text) for text in arguments.listen)
+    place = replace(place, uris=(*place.uris, *uris)) if place else Place(uris)
+    if arguments.max_clients < 1:
+        raise UsageError("--max-clients is at least 1")
+    limits = replace(
+        _DEFAULTS, clients=arguments.max_clients, handshake=arguments.handshake_timeout, idle=arguments.idle_timeout
+    )
+    wanted = [uri.tls_options for uri in place.uris if uri.tls]
+    folder = arguments.tls_certificates or next(
+        (options.certificates for options in wanted if options.certificates), ""
+    )
+    psk = arguments.tls_psk or next((options.psk_file for options in wanted if options.psk_file), "")
+    mode = arguments.tls or ("require" if wanted else "on" if folder or psk else "off")
+    if mode == "off":
+        if wanted or folder or psk:
+            raise UsageError("--tls=off goes neither with nbds:// nor with certificates or keys")
+        return Service(place, limits=limits)
+    if place.stdio:
+        raise UsageError("standard input and output have no TLS")
+    context = server_context(folder, psk, verify_peer=arguments.tls_verify_peer)
+    place = replace(place, uris=tuple(_with_tls(uri, mode) for uri in place.uris))
+    return Service(place, context, mode == "require", limits)
+
+
+def _with_tls(uri: Uri, mode: str) -> Uri:
+    if mode == "require" and not uri.tls:
+        return replace(uri, tls=True, tls_options=TlsOptions())
+    return uri
+
+
+def address_uris(
+    unix: Sequence[str], host: str | None, port: int | None, vsock: bool, export: str = ""
+) -> tuple[tuple[Uri, ...], bool]:
+    """The URIs of -U, -i, -p and --vsock, and whether a private socket (`-U -`) is wanted."""
+    addresses: list[Address] = [Unix(socket_path(path)) for path in unix if path != "-"]
+    if vsock:
+        addresses.append(Vsock(None, *([] if port is None else [port])))
+    elif host is not None or port is not None:
+        addresses.append(Tcp(host or "localhost", *([] if port is None else [port])))
+    return tuple(Uri(address, export) for address in addresses), "-" in unix
+
+
+@asynccontextmanager
+async def live_server(what: Service, exports: Iterable[Export]) -> AsyncIterator[tuple[Server, list[Uri]]]:
+    """Serve for the block: the server, and the URIs at which it is reached.  Standard input is the caller's to serve.
+
+    Raises UserError for a place that cannot be had.
+    """
+    called = next(filter(None, (uri.export for uri in what.place.uris)), "")
+    served = ServedExports(exports, called=called, any_name=what.any_name)
+    server = Server(served, tls=what.tls, require_tls=what.require_tls, limits=what.limits)
+    with ExitStack() as stack:
+        listeners, uris = _listeners(what, stack)
+        for listener in listeners:
+            if is_public(listener.address) and not what.require_tls:
+                log.warning("listening on %s: anybody who reaches it may read%s", listener, " without TLS")
+        async with serving(server, listeners):
+            yield server, [uri.with_export(name) for uri in uris for name, _ in served.names()]
+
+
+def _listeners(what: Service, stack: ExitStack) -> tuple[list[Listener], list[Uri]]:
+    place = what.place
+    made = list(place.uris)
+    if place.private:
+        made.append(Uri(stack.enter_context(private_socket()), tls=what.require_tls))
+    opened = stack.enter_context(listening(made))
+    listeners, uris = [listener for listener, _ in opened], [uri for _, uri in opened]
+    given = [inherited(place.fd)] if place.fd is not None else activated()
+    for listener in given:
+        stack.callback(listener.close)
+        listeners.append(listener)
+        uris.append(Uri(listener.address, tls=what.require_tls))
+    return listeners, list(dict.fromkeys(uris))

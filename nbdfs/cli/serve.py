@@ -1,0 +1,152 @@
+"""Serve a source over NBD: SPEC as the default export, or any number of NAME=SPEC.
+
+Without an address it listens on localhost, port 10809, or on the sockets that systemd hands over.  The URI at
+which it is reached is printed.  It stays in the foreground until it is stopped (Ctrl-C, SIGTERM).
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import shlex
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+
+import trio
+
+from nbdfs import supervise, systemd
+from nbdfs.cli import _mounting, _serving
+from nbdfs.cli._serving import Place, Service
+from nbdfs.cli.main import set_up_logging
+from nbdfs.errors import UsageError
+from nbdfs.export import Export
+from nbdfs.fuse.options import MountOptions
+from nbdfs.nbd.server import Server
+from nbdfs.nbd.stream import PipeStream
+from nbdfs.nbd.uri import Tcp, Unix, Uri, Vsock
+from nbdfs.stack import Plan, open_stack
+
+SUMMARY = "serve a source over NBD"
+
+log = logging.getLogger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("specs", nargs="+", metavar="SPEC", help="SPEC, or NAME=SPEC for several exports")
+    parser.add_argument("-r", "--readonly", action="store_true", help="let nobody write")
+    parser.add_argument(
+        "-U", "--unix", action="append", default=[], metavar="SOCKET", help="a Unix socket, - for a private one"
+    )
+    parser.add_argument("-p", "--port", type=int, metavar="PORT", help="the TCP or vsock port, 0 for a free one")
+    parser.add_argument("-i", "--address", metavar="ADDRESS", help="the TCP address (the default is localhost)")
+    parser.add_argument("--vsock", action="store_true", help="listen for virtual machines instead of on TCP")
+    parser.add_argument("--fd", type=int, metavar="N", help="listen on this descriptor, which the parent has made")
+    parser.add_argument("-s", "--stdio", action="store_true", help="serve one client on standard input and output")
+    parser.add_argument("--run", metavar="CMD", help="run a shell command that finds $uri, $unixsocket, $port and "
+                        "$exportname, then stop with its exit status")  # fmt: skip
+    _serving.add_listen_arguments(parser)
+    parser.add_argument("-b", "--background", action="store_true", help="return once it serves, go on behind")
+    parser.add_argument("-P", "--pidfile", metavar="FILE", help="write the process id there once it serves")
+    parser.add_argument("--log-file", metavar="FILE", default="", help="log there instead of to stderr")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    plans = _mounting.order(arguments.specs, "", MountOptions()).plans
+    what = _serving.service(arguments, _place(arguments))
+    if arguments.log_file:
+        set_up_logging(arguments.verbose, arguments.log_file)
+    ready = supervise.background() if arguments.background else lambda: None
+    return trio.run(_serve, dict(plans), what, arguments, ready)
+
+
+def _place(arguments: argparse.Namespace) -> Place:
+    uris, private = _serving.address_uris(arguments.unix, arguments.address, arguments.port, arguments.vsock)
+    given = bool(uris or private or arguments.listen or arguments.fd is not None)
+    if arguments.stdio:
+        if given or arguments.run or arguments.background:
+            raise UsageError("--stdio goes with no address, --run or --background")
+        return Place(stdio=True)
+    if not given and arguments.run:
+        private = True
+    elif not given and not os.environ.get("LISTEN_FDS"):
+        uris = (Uri(Tcp()),)
+    return Place(uris, private, arguments.fd)
+
+
+async def _serve(
+    plans: dict[str, Plan], what: Service, arguments: argparse.Namespace, ready: Callable[[], None]
+) -> int:
+    async with AsyncExitStack() as stack:
+        exports = []
+        for name, planned in plans.items():
+            source = await stack.enter_async_context(open_stack(planned, readonly=arguments.readonly))
+            exports.append(Export(name, source, str(planned)))
+        try:
+            return await serve_exports(what, exports, run=arguments.run, pidfile=arguments.pidfile, ready=ready)
+        finally:
+            await _mounting.flush({export.name: export for export in exports})
+
+
+async def serve_exports(
+    what: Service,
+    exports: list[Export],
+    *,
+    run: str | None = None,
+    pidfile: str | None = None,
+    ready: Callable[[], None] = lambda: None,
+    show: bool = True,
+) -> int:
+    """Serve until stopped, until the client on standard input leaves, or until `run` ends; give the exit status."""
+    async with _serving.live_server(what, exports) as (server, uris):
+        with supervise.pid_file(pidfile):
+            if show and not run:
+                for uri in uris:
+                    print(uri, flush=True)
+            systemd.notify("READY=1")
+            ready()
+            try:
+                if run:
+                    return await _run(run, uris[0])
+                if what.place.stdio:
+                    await _stdio(server)
+                else:
+                    await supervise.until_stopped()
+            finally:
+                systemd.notify("STOPPING=1")
+    return 0
+
+
+async def _stdio(server: Server) -> None:
+    """Serve the client at the other end of standard input and output, until it leaves or we are told to."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_stop_with, nursery)
+        # Nothing else may write to what is the client's stream.
+        reading, writing = os.dup(0), os.dup(1)
+        os.dup2(2, 1)
+        await server.handle(PipeStream(reading, writing, "client on standard input"))
+        nursery.cancel_scope.cancel()
+
+
+async def _stop_with(nursery: trio.Nursery) -> None:
+    await supervise.until_stopped()
+    nursery.cancel_scope.cancel()
+
+
+async def _run(command: str, uri: Uri) -> int:
+    """Run a shell command beside the server; its exit status, as a shell gives it."""
+    address = uri.address
+    values = {
+        "uri": str(uri),
+        "nbd": str(uri),
+        "unixsocket": address.path if isinstance(address, Unix) else "",
+        "port": str(address.port) if isinstance(address, Tcp | Vsock) else "",
+        "exportname": uri.export,
+    }
+    script = "".join(f"{name}={shlex.quote(value)}\n" for name, value in values.items()) + command
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_stop_with, nursery)
+        done = await trio.run_process(["/bin/sh", "-c", script], check=False, stdin=None)
+        nursery.cancel_scope.cancel()
+        return done.returncode if done.returncode >= 0 else 128 - done.returncode
+    return 128 + 15  # stopped before the command ended

@@ -1,0 +1,306 @@
+"""One client of the server, from the greeting to the end.
+
+One task reads.  Requests to a source that never waits (`Caps.IMMEDIATE`) are carried out by that task, and the replies
+to all requests that came in one piece go out in one piece.  Any other request gets a task of its own, so that a slow
+one delays no other; memory in flight is bounded by reservations, and who may not reserve is not read from.
+
+Invariants
+* A buffer of the pool belongs to one request from before its payload is received until its reply is sent.
+* Replies that borrow memory (views, the batch buffer) are flushed before the reading task's next checkpoint, or their
+  bytes are copied; only the reading task queues such replies, and only while nobody else sends.
+* What was reserved is released exactly once, by whoever gives the buffer back.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import mmap
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import trio
+
+from nbdfs.nbd.limits import OVERHEAD, Memory
+from nbdfs.nbd.operations import Operations
+from nbdfs.nbd.output import Output
+from nbdfs.nbd.proto import constants as nbd
+from nbdfs.nbd.proto.events import Disconnect, ProtocolError, Refused, Request
+from nbdfs.nbd.proto.handshake import ServerHandshake, State
+from nbdfs.nbd.proto.input import Input
+from nbdfs.nbd.proto.transmission import ServerTransmission
+from nbdfs.nbd.stream import WOULD_BLOCK, SocketStream, Stream, TlsStream
+from nbdfs.source import Caps
+
+if TYPE_CHECKING:
+    from nbdfs.nbd.server import Server
+
+log = logging.getLogger(__name__)
+
+_POLL_NS = 50_000  # how long to look for the next request before sleeping
+_SLICE_NS = 2_000_000  # how long to go on without letting other tasks run
+_BATCH = 256 << 10  # bytes of replies that are sent together
+
+
+class HungUpError(Exception):
+    """The client hung up."""
+
+
+class Connection:
+    """A client."""
+
+    def __init__(self, server: Server, stream: Stream) -> None:
+        self._server = server
+        self._limits = server.limits
+        self._stream = stream
+        self._input = Input()
+        self._output = Output(stream, self._limits.stall)
+        self._memory = Memory(self._limits.client_memory)
+        self._reading = trio.CancelScope()
+        self._handshake = ServerHandshake(server.exports, server.policy)
+        self._in_transmission = False
+        self._batch = memoryview(b"")  # small reads of one batch are read into it
+        self._batch_used = 0
+        self._hot = False
+        self._slice_end = 0
+
+    async def run(self) -> None:
+        """Serve until the client leaves or breaks the protocol, in one line of the log."""
+        peer = self._stream.peer
+        try:
+            with trio.move_on_after(self._limits.handshake) as scope:
+                await self._shake_hands()
+            if scope.cancelled_caught:
+                raise ProtocolError(f"no handshake within {self._limits.handshake:g} s")
+            if self._handshake.state is State.TRANSMISSION:
+                await self._transmit()
+            log.info("%s: disconnected", peer)
+        except HungUpError:
+            log.info("%s: hung up", peer)
+        except ProtocolError as error:
+            log.warning("%s: dropped: %s", peer, error)
+        except OSError as error:
+            log.info("%s: lost: %s", peer, error.strerror or error)
+        finally:
+            self._stream.close()
+
+    def stop(self) -> None:
+        """Take no more requests; `run` ends when what is in flight is answered."""
+        self._handshake.stopping = True
+        if self._in_transmission:
+            self._reading.cancel()
+
+    # Handshake
+
+    async def _shake_hands(self) -> None:
+        handshake = self._handshake
+        self._output.put(handshake.greeting())
+        await self._output.flush()
+        while handshake.state not in (State.TRANSMISSION, State.CLOSED):
+            if handshake.state is State.STARTING_TLS:
+                await self._start_tls()
+            await self._receive()
+            self._output.put(handshake.advance(self._input))
+            await self._output.flush()
+
+    async def _start_tls(self) -> None:
+        if len(self._input):
+            raise ProtocolError("data sent in the clear after TLS was agreed on")
+        if not isinstance(self._stream, SocketStream) or self._server.tls is None:
+            raise ProtocolError("TLS over a stream that is no socket")
+        stream = TlsStream(self._stream, self._server.tls)
+        self._stream = stream
+        self._output = Output(stream, self._limits.stall)
+        await stream.handshake()
+        self._handshake.tls_started()
+
+    # Transmission
+
+    async def _transmit(self) -> None:
+        handshake = self._handshake
+        facts = handshake.export
+        assert facts is not None
+        export = self._server.exports.export(facts.name)
+        assert export is not None
+        log.info("%s: export '%s', %d bytes", self._stream.peer, facts.name, facts.size)
+        self._machine = ServerTransmission(facts, handshake.agreed, handshake.transmission_flags(facts), self._input)
+        self._operations = Operations(export, self._machine, self._output, self._limits.request)
+        self._immediate = Caps.IMMEDIATE in export.source.info.caps and not export.before_access
+        self._in_transmission = True
+        async with trio.open_nursery() as nursery:
+            with self._reading:
+                if not handshake.stopping:
+                    await self._read_requests(nursery)
+        with trio.move_on_after(self._limits.stop):
+            await self._output.flush()
+
+    async def _read_requests(self, nursery: trio.Nursery) -> None:
+        while True:
+            event = self._machine.next_event()
+            if event is None:
+                await self._output.flush()
+                self._batch_used = 0
+                await self._receive()
+            elif isinstance(event, Request):
+                await self._begin(event, nursery)
+            elif isinstance(event, Refused):
+                self._operations.refuse(event.request, event.error, event.message)
+            elif isinstance(event, Disconnect):
+                return
+
+    async def _begin(self, request: Request, nursery: trio.Nursery) -> None:
+        if self._immediate and request.length <= self._limits.client_memory:
+            if request.command == nbd.CMD_READ:
+                await self._read_now(request)
+            elif request.command == nbd.CMD_WRITE:
+                await self._write_now(request)
+            else:
+                await self._operations.perform(request, None)
+            return
+        await self._output.flush()
+        payload = request.length if request.command in (nbd.CMD_READ, nbd.CMD_WRITE) else 0
+        weight = payload + OVERHEAD
+        await self._memory.reserve(weight)
+        try:
+            await self._server.memory.reserve(weight)
+        except BaseException:
+            self._memory.release(weight)
+            raise
+        buffer = self._server.buffers.take(payload) if payload else None
+        try:
+            if request.command == nbd.CMD_WRITE:
+                assert buffer is not None
+                await self._receive_payload(buffer[:payload])
+        except BaseException:
+            self._give_back(weight, buffer)
+            raise
+        nursery.start_soon(self._perform, request, weight, buffer)
+
+    async def _perform(self, request: Request, weight: int, buffer: memoryview | None) -> None:
+        """The task of one request."""
+        try:
+            await self._operations.perform_in_time(request, buffer)
+        except OSError as error:  # the reply could not be sent
+            log.debug("%s: %s", self._stream.peer, error)
+            self._reading.cancel()
+        finally:
+            self._give_back(weight, buffer)
+
+    def _give_back(self, weight: int, buffer: memoryview | None) -> None:
+        if buffer is not None:
+            self._server.buffers.give(buffer)
+        self._server.memory.release(weight)
+        self._memory.release(weight)
+
+    async def _read_now(self, request: Request) -> None:
+        """A READ of a source that never waits."""
+        if request.length > _BATCH - self._batch_used or self._output.busy:
+            await self._output.flush()
+            self._batch_used = 0
+        try:
+            view = self._operations.view(request)
+        except OSError:
+            view = None  # reading it the other way gives the error reply
+        if view is not None:
+            self._output.put(self._machine.whole(request), view)
+            self._batch_used += request.length
+            if self._batch_used >= _BATCH:
+                await self._output.flush_borrowed()
+                self._batch_used = 0
+        elif request.length > _BATCH:
+            async with self._borrowed(request.length) as buffer:
+                await self._operations.perform(request, buffer)
+                await self._output.flush()
+        else:
+            if not self._batch:
+                self._batch = memoryview(mmap.mmap(-1, _BATCH))
+            start = self._batch_used
+            self._batch_used += request.length
+            await self._operations.perform(request, self._batch[start : self._batch_used])
+
+    async def _write_now(self, request: Request) -> None:
+        """A WRITE to a source that never waits."""
+        length = request.length
+        received = self._input
+        if len(received) >= length:
+            start = received.start
+            received.start += length
+            self._machine.payload_received(length)
+            await self._operations.perform(request, received.view[start : start + length])
+            return
+        await self._output.flush()
+        self._batch_used = 0
+        async with self._borrowed(length) as buffer:
+            await self._receive_payload(buffer[:length])
+            await self._operations.perform(request, buffer)
+
+    @asynccontextmanager
+    async def _borrowed(self, length: int) -> AsyncIterator[memoryview]:
+        await self._server.memory.reserve(length)
+        buffer = self._server.buffers.take(length)
+        try:
+            yield buffer
+        finally:
+            self._server.buffers.give(buffer)
+            self._server.memory.release(length)
+
+    # Receiving
+
+    async def _receive_payload(self, buffer: memoryview) -> None:
+        """Fill the buffer with the payload that comes next."""
+        done = self._input.move_into(buffer)
+        while done < len(buffer):
+            count = self._stream.recv_now(buffer[done:])
+            if count > 0:
+                done += count
+            elif count == 0:
+                raise ProtocolError("hung up in the middle of a payload")
+            else:
+                await self._readable(self._limits.stall, "the rest of a payload did not come")
+        self._machine.payload_received(done)
+
+    async def _receive(self) -> None:
+        """Receive what is there, at least one byte."""
+        space = self._input.space()
+        count = self._stream.recv_now(space)
+        if count == WOULD_BLOCK and self._hot:
+            count = self._poll(space)
+        waited = count == WOULD_BLOCK
+        began = time.monotonic_ns()
+        while count == WOULD_BLOCK:
+            if self._in_transmission and self._machine.payload_left:
+                await self._readable(self._limits.stall, "the rest of a payload did not come")
+            else:
+                await self._readable(self._limits.idle, "idle for too long")
+            count = self._stream.recv_now(space)
+        now = time.monotonic_ns()
+        self._hot = not waited or now - began < _POLL_NS
+        if waited:
+            self._slice_end = now + _SLICE_NS
+        elif now > self._slice_end:
+            await trio.lowlevel.checkpoint()
+            self._slice_end = time.monotonic_ns() + _SLICE_NS
+        if count == 0:
+            if not (self._machine.in_step if self._in_transmission else not len(self._input)):
+                raise ProtocolError("hung up in the middle of a message")
+            raise HungUpError
+        self._input.received(count)
+
+    def _poll(self, space: memoryview) -> int:
+        """Look for the next request for a moment, if this client is the only one that is at work."""
+        if not self._server.alone(self):
+            return WOULD_BLOCK
+        end = time.monotonic_ns() + _POLL_NS
+        while time.monotonic_ns() < end:
+            count = self._stream.recv_now(space)
+            if count != WOULD_BLOCK:
+                return count
+        return WOULD_BLOCK
+
+    async def _readable(self, seconds: float, complaint: str) -> None:
+        with trio.move_on_after(seconds or float("inf")) as scope:
+            await self._stream.readable()
+        if scope.cancelled_caught:
+            raise ConnectionError(errno.ETIMEDOUT, complaint)

@@ -1,0 +1,66 @@
+"""What a client may take of the server: connections, time, memory."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+import trio
+
+OVERHEAD = 32 << 10  # bytes that a request counts for beside its own
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Numbers of a server.  Times in seconds, memory in bytes; an idle time of 0 means no limit."""
+
+    clients: int = 1000
+    handshake: float = 15.0  # for all of it
+    idle: float = 0.0  # between two requests
+    stall: float = 60.0  # while a payload or a reply is on its way
+    request: float = 60.0  # for a source to carry out one request
+    stop: float = 10.0  # for what is in flight when the server stops
+    client_memory: int = 64 << 20
+    memory: int = 256 << 20
+
+
+class Memory:
+    """Bytes in flight.  Invariant: `used` is at most `limit`, or one reservation alone is in flight.
+
+    Reservations are granted in the order in which they were asked for.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._used = 0
+        self._waiting: deque[tuple[int, trio.Event]] = deque()
+
+    def _fits(self, size: int) -> bool:
+        return not self._used or self._used + size <= self._limit
+
+    async def reserve(self, size: int) -> None:
+        """Wait until `size` more bytes may be in flight.  A checkpoint only if it must wait."""
+        if self._waiting or not self._fits(size):
+            turn = (size, trio.Event())
+            self._waiting.append(turn)
+            try:
+                await turn[1].wait()
+            except trio.Cancelled:
+                if turn[1].is_set():
+                    self.release(size)
+                else:
+                    self._waiting.remove(turn)
+                    self._grant()
+                raise
+        else:
+            self._used += size
+
+    def release(self, size: int) -> None:
+        self._used -= size
+        self._grant()
+
+    def _grant(self) -> None:
+        while self._waiting and self._fits(self._waiting[0][0]):
+            size, event = self._waiting.popleft()
+            self._used += size
+            event.set()

@@ -1,0 +1,107 @@
+"""The NBD server: connections of any number of clients to named exports.
+
+`serving` runs one beside whatever its block does (a mount, a command), in the block's own trio run.  At the end of the
+block it takes no more clients and requests, answers what is in flight, and closes.
+"""
+
+from __future__ import annotations
+
+import logging
+import ssl
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+
+import trio
+
+from nbdfs.nbd.buffers import Buffers
+from nbdfs.nbd.connection import Connection
+from nbdfs.nbd.exports import ServedExports
+from nbdfs.nbd.limits import Limits, Memory
+from nbdfs.nbd.listen import Listener
+from nbdfs.nbd.proto.handshake import Policy, Tls
+from nbdfs.nbd.stream import Stream
+
+log = logging.getLogger(__name__)
+
+_ACCEPT_PAUSE = 0.2  # seconds without accepting when descriptors have run out
+
+
+class Server:
+    """What all connections share.  `tls` is the context of the server's end, None for no TLS at all."""
+
+    def __init__(
+        self,
+        exports: ServedExports,
+        *,
+        tls: ssl.SSLContext | None = None,
+        require_tls: bool = False,
+        limits: Limits | None = None,
+    ) -> None:
+        self.exports = exports
+        self.tls = tls
+        self.policy = Policy(Tls.OFF if tls is None else Tls.REQUIRE if require_tls else Tls.ON)
+        self.limits = limits or Limits()
+        self.memory = Memory(self.limits.memory)
+        self.buffers = Buffers()
+        self.served = trio.Event()  # set once the first client has left
+        self._connections: set[Connection] = set()
+        self._last: Connection | None = None
+        self._stop = trio.Event()
+
+    def alone(self, connection: Connection) -> bool:
+        """Whether this connection was also the last one to ask: no other waits while it looks for more."""
+        last, self._last = self._last, connection
+        return last is connection
+
+    async def handle(self, stream: Stream) -> None:
+        """Serve one client to its end.  A client above the limit is turned away."""
+        if len(self._connections) >= self.limits.clients:
+            log.warning("%s: turned away: there are %d clients already", stream.peer, len(self._connections))
+            stream.close()
+            return
+        connection = Connection(self, stream)
+        self._connections.add(connection)
+        try:
+            await connection.run()
+        finally:
+            self._connections.discard(connection)
+            self.served.set()
+
+    async def run(self, listeners: Iterable[Listener]) -> None:
+        """Accept clients until `stop`; returns when the last reply is out, or its time is up.  Not to be cancelled."""
+        with trio.CancelScope(shield=True):
+            async with trio.open_nursery() as clients:
+                async with trio.open_nursery() as accepting:
+                    for listener in listeners:
+                        accepting.start_soon(self._accept, listener, clients)
+                    await self._stop.wait()
+                    accepting.cancel_scope.cancel()
+                for connection in self._connections:
+                    connection.stop()
+                clients.cancel_scope.deadline = trio.current_time() + self.limits.stop
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    async def _accept(self, listener: Listener, clients: trio.Nursery) -> None:
+        while True:
+            try:
+                stream = await listener.accept()
+            except OSError as error:
+                log.warning("%s: cannot accept a client: %s", listener, error.strerror or error)
+                await trio.sleep(_ACCEPT_PAUSE)
+                continue
+            if stream is not None:
+                log.info("%s: connected", stream.peer)
+                clients.start_soon(self.handle, stream)
+
+
+@asynccontextmanager
+async def serving(server: Server, listeners: Iterable[Listener]) -> AsyncIterator[None]:
+    """Serve on `listeners` while the block runs."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(server.run, listeners)
+        try:
+            yield
+        finally:
+            server.stop()
