@@ -163,7 +163,7 @@ class Checked(Layer):
         counter.bytes += length
 
     def view(self, offset: int, length: int, *, writable: bool = False) -> memoryview | None:
-        if writable and not self.writable:
+        if (writable and not self.writable) or offset < 0 or length <= 0 or offset + length > self._size:
             return None
         view = self.below.view(offset, length, writable=writable)
         if view is not None:
