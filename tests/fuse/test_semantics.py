@@ -346,19 +346,32 @@ def test_killed_process(mount: Mounter) -> None:
     assert not is_mounted(again.file)
 
 
-def test_interrupted_reader(mount: Mounter) -> None:
+_READER = """
+import mmap, os, signal, sys
+path, flags, handled = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "handled"
+def interrupted(number, frame): raise KeyboardInterrupt
+signal.signal(signal.SIGINT, interrupted if handled else signal.SIG_DFL)
+descriptor = os.open(path, os.O_RDONLY | flags)
+print(flush=True)
+os.preadv(descriptor, [mmap.mmap(-1, 4096)], 0)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("flags, handling", [(0, "fatal"), (os.O_DIRECT, "fatal"), (os.O_DIRECT, "handled")])
+def test_interrupted_reader(mount: Mounter, number: int, flags: int, handling: str) -> None:
     file = mount(f"delay,read=1h::{SPEC}").file
-    script = f"import os; os.pread(os.open({str(file)!r}, os.O_RDONLY), 4096, 0)"
-    for number in (signal.SIGINT, signal.SIGKILL):
-        reader = subprocess.Popen([*mount.prefix, sys.executable, "-c", script], stderr=subprocess.DEVNULL)
-        wait_until(lambda reader=reader: _stuck(reader.pid), "the reader's request")  # type: ignore[misc]
-        reader.send_signal(number)
-        assert reader.wait(SECONDS) == -number
+    command = [*mount.prefix, sys.executable, "-c", _READER, str(file), str(flags), handling]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as reader:
+        try:
+            assert reader.stdout
+            reader.stdout.readline()
+            time.sleep(0.3)  # the request is with the source by now
+            reader.send_signal(number)
+            assert reader.wait(SECONDS) == -number
+        finally:
+            reader.kill()
     assert mount.do(file.stat).st_size == SIZE
-
-
-def _stuck(pid: int) -> bool:
-    return "fuse" in Path(f"/proc/{pid}/wchan").read_text() or "request_wait" in Path(f"/proc/{pid}/stack").read_text()
 
 
 def test_stalled_source(mount: Mounter) -> None:
@@ -374,7 +387,9 @@ def test_stalled_source(mount: Mounter) -> None:
 
 
 def test_flush_fails(mount: Mounter) -> None:
-    file = mount(f"error,flush-rate=1::{SPEC}").file
+    image = mount.folder / "image"
+    mount.do(lambda: image.write_bytes(bytes(SIZE)))
+    file = mount(f"error,flush-rate=1::{image}").file
 
     def look() -> None:
         with opened(file, os.O_RDWR) as descriptor:
