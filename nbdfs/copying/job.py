@@ -315,13 +315,14 @@ class _Job:
 
     def _output(self, blank: bool) -> Output:
         options = self.options
+        sparse = options.sparse
+        if sparse is None:  # zeroes that must be allocated are as well written as zeroed
+            sparse = 0 if options.allocated else max(_SPARSE, self._align())
         if self.destination:
-            sparse = max(_SPARSE, self._align()) if options.sparse is None else options.sparse
             return DeviceOutput(self.destination, sparse=sparse, allocated=options.allocated, blank=blank)
         if self.output_fd is None:
             return NullOutput()
         if self.created:
-            sparse = 0 if options.allocated else _SPARSE if options.sparse is None else options.sparse
             return files.GrowingFile(self.output_fd, sparse=sparse)
         return StreamOutput(self.output_fd)
 
@@ -435,7 +436,5 @@ def _refuse_numbers(options: CopyOptions) -> None:
         raise UsageError(f"the request size is 1 to {LARGEST_REQUEST} bytes, not {options.request_size}")
     if options.sparse and options.sparse & (options.sparse - 1):
         raise UsageError(f"the block in which zeroes are looked for is a power of two, not {options.sparse}")
-    if options.queue_size < options.request_size:
-        raise UsageError("the queue must hold one request: --queue-size is less than --request-size")
     if min(options.connections, options.requests) < 1:
         raise UsageError("at least one connection and one request are needed")

@@ -237,7 +237,6 @@ def test_progress_for_programs_ends_with_100(image: Path, tmp_path: Path) -> Non
     [
         (["--request-size=64M", "null:1M", "null:"], "request size"),
         (["--sparse=1000", "null:1M", "null:"], "power of two"),
-        (["--queue-size=1k", "null:1M", "null:"], "queue"),
         (["--connections=0", "null:1M", "null:"], "connection"),
         (["null:", "null:1M"], "null:SIZE"),
         (["--verify", "null:1M", "null:"], "--verify"),
