@@ -129,10 +129,16 @@ class Connection:
         self._operations = Operations(export, self._machine, self._output, self._limits.request)
         self._immediate = Caps.IMMEDIATE in export.source.info.caps and not export.before_access
         self._in_transmission = True
+        ended: Exception | None = None
         async with trio.open_nursery() as nursery:
-            with self._reading:
-                if not handshake.stopping:
-                    await self._read_requests(nursery)
+            try:
+                with self._reading:
+                    if not handshake.stopping:
+                        await self._read_requests(nursery)
+            except (HungUpError, ProtocolError, OSError) as error:
+                ended = error  # what is in flight is carried out all the same
+        if ended:
+            raise ended
         with trio.move_on_after(self._limits.stop):
             await self._output.flush()
 

@@ -63,6 +63,8 @@ class Server:
         self._connections.add(connection)
         try:
             await connection.run()
+        except Exception:
+            log.exception("%s: unexpected error", stream.peer)
         finally:
             self._connections.discard(connection)
             self.served.set()
