@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from dataclasses import dataclass
 from nbdfs.errors import UsageError
 from nbdfs.registry import DURATION, PATH, SIZE, TEXT, OpenContext, SourceDriver, option
 from nbdfs.source import Source
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,7 @@ async def _open(argument: str, options: DataOptions, context: OpenContext) -> As
     from nbdfs.backends.data.evaluate import Evaluator, parse_variables
     from nbdfs.backends.data.source import DataSource
     from nbdfs.backends.data.syntax import Text
+    from nbdfs.backends.data.tree import tree
 
     if options.from_ and argument:
         raise UsageError(f"data: the string is either in the spec or in {options.from_}: leave one out")
@@ -36,6 +40,8 @@ async def _open(argument: str, options: DataOptions, context: OpenContext) -> As
             content = await evaluator.text(Text("data", argument))
         if options.size is not None:
             content = resize(content, options.size)
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("data: %s", tree(content))
         async with DataSource(content) as source:
             yield source
 

@@ -13,7 +13,6 @@ import itertools
 import os
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from nbdfs.buffers import fill_zero
 from nbdfs.errors import SourceError, UserError
@@ -23,7 +22,7 @@ Span = tuple[int, int, int]  # start, stop, flags
 
 PAGE = 32 << 10  # bytes; where extents begin and end, and the unit in which a writer gets a copy
 _MOST_DEPTH = 100  # contents inside each other: reading goes down as deep
-_FLAT = 4096  # bytes; a layout of that size or less is written out when first read, neighbours are joined up to that
+_FLAT = 4096  # bytes; a layout of that size or less is written out when first read
 _NOT_ZERO = re.compile(rb"[^\0]")
 
 
@@ -274,29 +273,9 @@ class Builder:
         """All that was put, as one content."""
         if self._size == 0:
             return EMPTY
-        starts: list[int] = []
-        parts: list[Content] = []
-        for base, run in self._runs():
-            starts.append(base)
-            parts.append(run[0] if len(run) == 1 else Bytes(b"".join(part.data for part in run)))
-        if len(parts) == 1 and parts[0].size == self._size:
-            return parts[0]
-        return _shallow(Layout(starts, parts, self._size))
-
-    def _runs(self) -> Iterator[tuple[int, list[Any]]]:
-        """The parts in runs, each at its offset: neighbours that are few bytes, or any other part alone."""
-        run: list[Content] = []
-        first = end = 0
-        for base, part in zip(self._starts, self._parts, strict=True):
-            if run and not (base == end and base + part.size - first <= _FLAT
-                            and isinstance(part, Bytes) and isinstance(run[-1], Bytes)):  # fmt: skip
-                yield first, run
-                run = []
-            first = first if run else base
-            run.append(part)
-            end = base + part.size
-        if run:
-            yield first, run
+        if len(self._parts) == 1 and self._parts[0].size == self._size:
+            return self._parts[0]
+        return _shallow(Layout(self._starts, self._parts, self._size))
 
 
 EMPTY = Bytes(b"")

@@ -15,6 +15,7 @@ from nbdfs.backends.data import evaluate, syntax
 from nbdfs.backends.data.content import Content
 from nbdfs.backends.data.evaluate import Evaluator, parse_variables
 from nbdfs.backends.data.syntax import DataError, Text
+from nbdfs.backends.data.tree import tree
 from nbdfs.errors import UsageError, UserError
 
 
@@ -244,6 +245,29 @@ def test_variables_option() -> None:
     for wrong in "a", "1=2", "=2", "a b=1":
         with pytest.raises(UsageError):
             parse_variables(wrong)
+
+
+@pytest.mark.parametrize(
+    ("string", "expected"),
+    [
+        ("", "null"), ("1", "1"), ("1 1 1", "fill(1*3)"), ("0x31 0x32", '"12"'), ('"111" 0x31', "fill(49*4)"),
+        ('"12" 0x33 "456"', '"123456"'), ("((((1))))", "1"), ("(((1 1) 1)) (1 1)", "fill(1*5)"),
+        ("((2 2) 2) (1 1 3)", "( fill(2*3) fill(1*2) 3 )"),
+        ("(2 2) (1 1 (1 3))", r'( fill(2*2) fill(1*2) "\x01\x03" )'),
+        ("(2 2) (3 1 1)", r'( fill(2*2) "\x03\x01\x01" )'), ('"ab"*2*2', '"abababab"'), ('"ab"*1M', '"ab"*1048576'),
+        ("(@7 1)*2", "( @+7 1 )*2"), ("1 @8", "( 1 @+7 )"), ("(1*1M)[5:1000]", "fill(1*1048576)[5:1000]"),
+        ('"a\\""', r'"a\x22"'),
+    ],
+)  # fmt: skip
+async def test_tree(string: str, expected: str) -> None:
+    assert tree(await content(string)) == expected
+
+
+async def test_a_tree_has_an_end() -> None:
+    string = r"1 -> \0 " + " ".join(rf"(\{index}*2 @+1)*3 -> \{index + 1}" for index in range(20)) + r" \20*2"
+    assert len(tree(await content(string))) < 20_000
+    doubled = r"( 1 @+1 ) -> \0 " + " ".join(rf"(\{index} \{index}) -> \{index + 1}" for index in range(40)) + r" \40"
+    assert tree(await content(doubled)).endswith(" ... )")
 
 
 @settings(deadline=None)
