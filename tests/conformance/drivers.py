@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import trio
 
 from nbdfs.source import read
 from nbdfs.stack import open_stack
@@ -140,6 +141,22 @@ async def partitioned(folder: Path) -> AsyncIterator[Subject]:
     yield Subject(f"partition,label=wanted::{path}", NOISE)
 
 
+@asynccontextmanager
+async def block_device(folder: Path) -> AsyncIterator[Subject]:
+    """A loop device, which root can make."""
+    if os.geteuid() != 0:
+        pytest.skip("only root may make a loop device")
+    image = folder / "image"
+    image.write_bytes(NOISE)
+    made = await trio.run_process(["losetup", "--find", "--show", str(image)], capture_stdout=True)
+    device = made.stdout.decode().strip()
+    try:
+        yield Subject(device, NOISE)
+    finally:
+        with trio.CancelScope(shield=True):
+            await trio.run_process(["losetup", "--detach", device])
+
+
 SIZE = 1 << 20
 SHORT = 70_001
 PATTERN = b"".join(offset.to_bytes(8, "big") for offset in range(0, SIZE, 8))
@@ -156,6 +173,7 @@ ROWS = [
     Row("file", "short", over_file("{}", NOISE[:SHORT])),
     Row("file", "direct", over_file("file,direct:{}", NOISE)),
     Row("file", "no-discard", over_file("file,discard=no:{}", NOISE)),
+    Row("file", "block-device", block_device),
     Row("file", "uri", over_file("file://{}", NOISE[:SHORT])),
     Row("pattern", "1M", plain(f"pattern:{SIZE}", PATTERN), Writes.SAME_ONLY),
     Row("pattern", "short", plain(f"pattern:{SHORT}", PATTERN[:SHORT]), Writes.SAME_ONLY),

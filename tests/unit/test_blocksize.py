@@ -1,0 +1,139 @@
+"""The blocksize layer: which requests go down, and that read-modify-write never undoes a neighbour."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import replace
+
+import pytest
+import trio
+
+from nbdfs.backends.blocksize import Blocksize
+from nbdfs.checked import Checked
+from nbdfs.source import BlockSize, Caps, Source, SourceInfo, read
+
+SIZE = 64 << 10
+BLOCK = 4096
+
+
+class Slow(Source):
+    """Blocks in memory; each request takes a moment, and is noted."""
+
+    def __init__(self, caps: Caps = Caps.WRITE | Caps.TRIM | Caps.ZERO | Caps.FUA) -> None:
+        self.info = SourceInfo(SIZE, caps, BlockSize(BLOCK, BLOCK, 2 * BLOCK), description="slow")
+        self.data = bytearray(SIZE)
+        self.calls: list[tuple[object, ...]] = []
+
+    async def note(self, *call: object) -> None:
+        self.calls.append(call)
+        await trio.sleep(0.001)
+
+    async def pread_into(self, buffer: memoryview, offset: int) -> None:
+        await self.note("read", offset, len(buffer))
+        buffer[:] = self.data[offset : offset + len(buffer)]
+
+    async def pwrite(self, data: memoryview, offset: int, *, fua: bool = False) -> None:
+        await self.note("write", offset, len(data), fua)
+        self.data[offset : offset + len(data)] = data
+
+    async def trim(self, offset: int, length: int, *, fua: bool = False) -> None:
+        await self.note("trim", offset, length)
+
+    async def zero(
+        self, offset: int, length: int, *, may_trim: bool = True, fast: bool = False, fua: bool = False
+    ) -> None:
+        await self.note("zero", offset, length)
+        self.data[offset : offset + length] = bytes(length)
+
+
+def stacked(below: Source) -> Checked:
+    return Checked(Blocksize(Checked(below)))
+
+
+@pytest.mark.parametrize(
+    "offset, length, calls",
+    [
+        (0, BLOCK, [("write", 0, BLOCK, False)]),
+        (BLOCK, 4 * BLOCK,
+         [("write", BLOCK, BLOCK, False), ("write", 2 * BLOCK, 2 * BLOCK, False), ("write", 4 * BLOCK, BLOCK, False)]),
+        (10, 20, [("read", 0, BLOCK), ("write", 0, BLOCK, False)]),
+        (BLOCK - 1, 2,
+         [("read", 0, BLOCK), ("write", 0, BLOCK, False), ("read", BLOCK, BLOCK), ("write", BLOCK, BLOCK, False)]),
+        (100, 2 * BLOCK,
+         [("write", BLOCK, BLOCK, False), ("read", 0, BLOCK), ("write", 0, BLOCK, False), ("read", 2 * BLOCK, BLOCK),
+          ("write", 2 * BLOCK, BLOCK, False)]),
+        (0, BLOCK + 1, [("write", 0, BLOCK, False), ("read", BLOCK, BLOCK), ("write", BLOCK, BLOCK, False)]),
+    ],
+)  # fmt: skip
+async def test_a_write_touches_each_block_once(offset: int, length: int, calls: list[tuple[object, ...]]) -> None:
+    below = Slow()
+    data = bytes(index % 255 + 1 for index in range(length))
+    await stacked(below).pwrite(memoryview(data), offset)
+    assert sorted(map(str, below.calls)) == sorted(map(str, calls))
+    assert below.data == bytes(offset) + data + bytes(SIZE - offset - length)
+
+
+async def test_fua_is_on_every_part() -> None:
+    below = Slow()
+    await stacked(below).pwrite(memoryview(bytes(2 * BLOCK)), 1, fua=True)
+    assert [call[3] for call in below.calls if call[0] == "write"] == [True] * 3
+
+
+async def test_neighbours_in_one_block_do_not_undo_each_other() -> None:
+    below = Slow()
+    door = stacked(below)
+    async with trio.open_nursery() as nursery:
+        for index in range(100):
+            nursery.start_soon(door.pwrite, memoryview(bytes([index + 1])), 4000 + index)
+            if index % 10 == 0:
+                nursery.start_soon(door.zero, 5000 + index, 3)
+    assert below.data[4000:4100] == bytes(range(1, 101))
+
+
+async def test_zero_writes_only_the_edges() -> None:
+    below = Slow()
+    below.data[:] = b"x" * SIZE
+    await stacked(below).zero(10, 3 * BLOCK)
+    assert ("zero", BLOCK, 2 * BLOCK) in below.calls
+    assert below.data == b"x" * 10 + bytes(3 * BLOCK) + b"x" * (SIZE - 10 - 3 * BLOCK)
+
+
+async def test_a_fast_zero_of_part_of_a_block_is_refused() -> None:
+    below = Slow(Caps.WRITE | Caps.ZERO | Caps.FAST_ZERO)
+    door = stacked(below)
+    with pytest.raises(OSError) as refusal:
+        await door.zero(1, BLOCK, fast=True)
+    assert refusal.value.errno == errno.ENOTSUP
+    await door.zero(BLOCK, BLOCK, fast=True)
+    assert below.calls == [("zero", BLOCK, BLOCK)]
+
+
+async def test_a_trim_leaves_the_edges_alone() -> None:
+    below = Slow()
+    door = stacked(below)
+    await door.trim(1, BLOCK)
+    await door.trim(1, 3 * BLOCK)
+    assert below.calls == [("trim", BLOCK, 2 * BLOCK)]
+
+
+async def test_reads_of_any_range() -> None:
+    below = Slow()
+    below.data[:] = bytes(index * 7 % 256 for index in range(SIZE))
+    door = stacked(below)
+    for offset, length in (
+        (0, SIZE),
+        (1, 1),
+        (BLOCK - 1, 2),
+        (5, 3 * BLOCK),
+        (BLOCK, 7),
+        (BLOCK - 7, 7),
+        (SIZE - 1, 1),
+    ):
+        assert await read(door, offset, length) == below.data[offset : offset + length]
+
+
+async def test_a_maximum_that_is_no_multiple_of_the_block() -> None:
+    below = Slow()
+    below.info = replace(below.info, block=BlockSize(512, 512, 1000))
+    await stacked(below).pwrite(memoryview(b"x" * 2048), 0)
+    assert [call[1:3] for call in below.calls] == [(0, 512), (512, 512), (1024, 512), (1536, 512)]
