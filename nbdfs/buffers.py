@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 
-_CHUNK = 1 << 20  # bytes
+_CHUNK = 1 << 20  # bytes zeroed at once
+_STEP = 64 << 10  # bytes compared at once: arrays of every length up to that are cheap
 _ZEROES = memoryview(bytes(_CHUNK))
 
 
@@ -20,7 +21,7 @@ def fill_zero(buffer: memoryview) -> None:
 
 def is_zero(data: memoryview) -> bool:
     """Whether every byte is zero."""
-    return all(_array(min(_CHUNK, len(data) - at)) == data[at : at + _CHUNK] for at in range(0, len(data), _CHUNK))
+    return all(_array(min(_STEP, len(data) - at)) == data[at : at + _STEP] for at in range(0, len(data), _STEP))
 
 
 @functools.lru_cache(maxsize=16)
