@@ -144,7 +144,7 @@ def _essiv(algorithm: Any, fill: FillIv) -> FillIv:
     def fill_encrypted(iv: Words, first: int) -> None:
         iv[:, 1] = 0
         fill(iv, first)
-        context.update_into(memoryview(iv).cast("B"), memoryview(result)[: iv.nbytes + BLOCK])
+        context.update_into(iv.data.cast("B"), memoryview(result)[: iv.nbytes + BLOCK])
         iv[:] = words[: iv.size].reshape(iv.shape)
 
     return fill_encrypted
@@ -216,10 +216,10 @@ class _Cbc(_Blocks):
         chained = iv
         for block in blocks:
             block ^= chained
-            self._encryptor.update_into(memoryview(block).cast("B"), self._result)
+            self._encryptor.update_into(block.data.cast("B"), self._result)
             block[:] = previous
             chained = block
-        target[:] = memoryview(np.ascontiguousarray(blocks.transpose(1, 0, 2))).cast("B")
+        target[:] = np.ascontiguousarray(blocks.transpose(1, 0, 2)).data.cast("B")
 
 
 _EVERY = (1 << 64) - 1

@@ -6,6 +6,7 @@ import logging
 from dataclasses import dataclass
 
 from nbdfs.backends.luks import header1, header2
+from nbdfs.backends.luks.header1 import Luks1
 from nbdfs.backends.luks.header2 import Luks2
 from nbdfs.backends.luks.volume import Header, HeaderError
 from nbdfs.source import Source, read
@@ -25,14 +26,15 @@ _OTHERS = (
     (0x1FE, b"\x55\xaa", "a disk with partitions"),
 )  # fmt: skip
 _PROBED = 0x10048  # bytes
+BLANK = "this is all zeroes"
 
 
 @dataclass(frozen=True)
 class Found:
-    """A header, and for LUKS2 the copy it comes from."""
+    """A header, and the same as it is written (of LUKS2, the copy it comes from)."""
 
     header: Header
-    copy: Luks2 | None = None
+    written: Luks1 | Luks2
 
 
 async def load_header(device: Source, *, detached: bool = False) -> Found:
@@ -44,7 +46,7 @@ async def load_header(device: Source, *, detached: bool = False) -> Found:
     head = bytes(await read(device, 0, min(header2.BINARY, size)))
     version = int.from_bytes(head[6:8], "big") if head.startswith(header1.MAGIC) else 0
     if version == 1:
-        return Found(header1.parse(head, size, detached=detached))
+        return Found(header1.parse(head, size, detached=detached), header1.unpack(head))
     found: list[Found] = []
     troubles: list[str] = []
     for place in await _places(device, head):
@@ -55,7 +57,7 @@ async def load_header(device: Source, *, detached: bool = False) -> Found:
             troubles.append(str(error))
     if not found:
         if version == 0 and not any("damaged" in trouble for trouble in troubles):
-            raise HeaderError(f"there is no LUKS header: {await _describe(device)}")
+            raise HeaderError(f"there is no LUKS header: {await describe(device)}")
         raise HeaderError(troubles[0])
     best = max(found, key=lambda item: item.header.sequence)  # the first of equals is the primary
     if troubles:
@@ -87,11 +89,12 @@ async def _read_copy(device: Source, place: int) -> bytes:
     return head + bytes(await read(device, place + len(head), min(size, left) - len(head)))
 
 
-async def _describe(device: Source) -> str:
+async def describe(device: Source) -> str:
+    """What the device looks like, as the end of a sentence."""
     if device.info.size == 0:
         return "the device is empty"
     start = await read(device, 0, min(_PROBED, device.info.size))
     for offset, magic, name in _OTHERS:
         if start[offset : offset + len(magic)] == magic:
             return f"this looks like {name}"
-    return "this is all zeroes" if not any(start) else "this looks like nothing known"
+    return "this looks like nothing known" if any(start) else BLANK

@@ -5,6 +5,7 @@ A header is stored twice; `Luks2` is one copy, whose checksum was right.
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import hashlib
 import hmac
@@ -58,6 +59,11 @@ class Luks2:
         digest = hashlib.new(self.checksum, data).digest()
         data[_CHECKSUM] = digest.ljust(64, b"\0")
         return bytes(data)
+
+
+def to_base64(data: bytes) -> str:
+    """Bytes as the JSON holds them."""
+    return base64.b64encode(data).decode()
 
 
 def copy_size(head: bytes, place: int) -> int:

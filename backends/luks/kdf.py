@@ -13,7 +13,7 @@ DEFAULT_MEMORY = 1 << 30  # bytes; the most that cryptsetup makes headers ask fo
 DEFAULT_COST = 50_000_000
 MOST_LANES = 64
 
-_ARGON2 = {"argon2i": Argon2i, "argon2id": Argon2id}
+_ARGON2: dict[str, type[Argon2i | Argon2id]] = {"argon2i": Argon2i, "argon2id": Argon2id}
 
 
 class Budget:

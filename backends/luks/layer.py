@@ -24,7 +24,7 @@ from nbdfs.window import Window
 
 log = logging.getLogger(__name__)
 
-INLINE = 64 << 10  # bytes; longer requests are worth the way to a worker thread
+INLINE = 128 << 10  # bytes; a longer request is worth the way to a worker thread
 _PIECE = 1 << 20  # bytes encrypted and written at once
 _SPARE = 8  # buffers of that size that are kept
 _PASSED = Caps.WRITE | Caps.FLUSH | Caps.FUA | Caps.CACHE | Caps.MULTI_CONN | Caps.ROTATIONAL

@@ -26,7 +26,7 @@ BLOCK = 16  # bytes
 ROW = 512  # bytes whose masks are computed from one base
 CHUNK = 64 << 10  # bytes done at once: its arrays stay in the cache of a core
 _BLOCKS = ROW // BLOCK
-_FEW = 48 << 10  # bytes up to which a context for each sector is faster, where sectors are of 4096 bytes
+_LARGE = 4096  # bytes of a sector for which a context of the library is cheaper than the masks of its eight rows
 _ONE, _TWO, _SEVEN, _HALF = (np.array(shift, "<u8") for shift in (1, 2, 7, 32))
 
 
@@ -48,8 +48,7 @@ class Xts:
         self._storage = _Storage(sector_size // ROW)
         self._rooms: dict[int, _Room] = {}
         library = algorithm is algorithms.AES and half in (16, 32) and key[:half] != key[half:]
-        self._few = _FEW if library and sector_size == 4096 else 0
-        self._key = algorithms.AES(key) if library else None
+        self._library = algorithms.AES(key) if library and sector_size >= _LARGE else None
 
     def decrypt(self, source: memoryview, target: memoryview, first: int) -> None:
         """Decrypt whole sectors, `first` being the number of the first in units of 512 bytes."""
@@ -60,10 +59,10 @@ class Xts:
         self._run(self._encryptor, source, target, first)
 
     def _run(self, context: CipherContext, source: memoryview, target: memoryview, first: int) -> None:
-        length = len(source)
-        if length <= self._few:
-            self._run_few(context is self._encryptor, source, target, first)
+        if self._library:
+            self._run_library(self._library, context is self._encryptor, source, target, first)
             return
+        length = len(source)
         words_in, words_out = np.frombuffer(source, "<u8"), np.frombuffer(target, "<u8")
         for at in range(0, length, CHUNK):
             size = min(CHUNK, length - at)
@@ -76,15 +75,18 @@ class Xts:
             context.update_into(room.work_bytes, room.result_bytes)
             np.bitwise_xor(room.result, room.masks, words_out[part])
 
-    def _run_few(self, encrypt: bool, source: memoryview, target: memoryview, first: int) -> None:
+    def _run_library(
+        self, key: algorithms.AES, encrypt: bool, source: memoryview, target: memoryview, first: int
+    ) -> None:
         size = self._sector_size
-        room = self._room(len(source))
-        self._fill_iv(room.iv, first)
-        for index, at in enumerate(range(0, len(source), size)):
-            assert self._key is not None
-            cipher = Cipher(self._key, modes.XTS(bytes(room.iv_bytes[index * BLOCK : (index + 1) * BLOCK])))
-            context = cipher.encryptor() if encrypt else cipher.decryptor()
-            target[at : at + size] = context.update(source[at : at + size])
+        for chunk in range(0, len(source), CHUNK):
+            room = self._room(min(CHUNK, len(source) - chunk))
+            self._fill_iv(room.iv, first + chunk // ROW)
+            for index in range(len(room.iv)):
+                cipher = Cipher(key, modes.XTS(room.iv_bytes[index * BLOCK : (index + 1) * BLOCK]))
+                context = cipher.encryptor() if encrypt else cipher.decryptor()
+                at = chunk + index * size
+                target[at : at + size] = context.update(source[at : at + size])
 
     def _room(self, size: int) -> _Room:
         room = self._rooms.get(size)
@@ -117,7 +119,7 @@ class _Room:
         self._rows = storage.rows_per_sector
         sectors = rows // self._rows
         self.iv = storage.iv[:sectors]
-        self.iv_bytes = memoryview(self.iv).cast("B")
+        self.iv_bytes = self.iv.data.cast("B")
         self.tweak_bytes = memoryview(storage.tweaks)[: sectors * BLOCK + BLOCK]
         self._tweaks = np.frombuffer(storage.tweaks, "<u8", sectors * 2).reshape(sectors, 2)
         self._bases = storage.bases[:, :rows].reshape(2, self._rows, sectors)  # row by row: long contiguous runs
@@ -133,7 +135,7 @@ class _Room:
         self._left, self._right = storage.left[:words], storage.right[:words]
         self.masks, self.work = storage.masks[: words * 2], storage.work[: words * 2]
         self._masks_low, self._masks_high = self.masks[0::2], self.masks[1::2]
-        self.work_bytes = memoryview(self.work).cast("B")
+        self.work_bytes = self.work.data.cast("B")
         self.result_bytes = memoryview(storage.result)[: size + BLOCK]
         self.result = np.frombuffer(storage.result, "<u8", words * 2)
 
