@@ -70,6 +70,15 @@ class Operations:
             return None
         return self._source.view(request.offset, request.length)
 
+    def place(self, request: Request, done: int) -> memoryview | None:
+        """Where the payload of a WRITE goes from `done` on, if it can be received there; it is done then."""
+        if request.flags & nbd.CMD_FLAG_FUA and Caps.FLUSH in self._source.info.caps:
+            return None
+        try:
+            return self._source.view(request.offset + done, request.length - done, writable=True)
+        except OSError:
+            return None  # writing the other way gives the error reply
+
     async def read(self, request: Request, buffer: memoryview | None) -> None:
         assert buffer is not None
         await self._before(request)

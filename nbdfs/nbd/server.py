@@ -20,6 +20,7 @@ from nbdfs.nbd.limits import Limits, Memory
 from nbdfs.nbd.listen import Listener
 from nbdfs.nbd.proto.handshake import Policy, Tls
 from nbdfs.nbd.stream import Stream
+from nbdfs.nursery import serving_nursery
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +102,7 @@ class Server:
 @asynccontextmanager
 async def serving(server: Server, listeners: Iterable[Listener]) -> AsyncIterator[None]:
     """Serve on `listeners` while the block runs."""
-    async with trio.open_nursery() as nursery:
+    async with serving_nursery() as nursery:
         nursery.start_soon(server.run, listeners)
         try:
             yield
