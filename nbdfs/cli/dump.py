@@ -11,7 +11,7 @@ import sys
 import trio
 
 from nbdfs.dump import Dumper, dump
-from nbdfs.errors import UserError
+from nbdfs.errors import SourceError, UserError
 from nbdfs.spec import parse
 from nbdfs.stack import open_stack
 from nbdfs.units import parse_size
@@ -54,5 +54,7 @@ async def _dump(arguments: argparse.Namespace) -> None:
         dumper = Dumper(out.write, colour=colour, fancy=fancy)
         try:
             await dump(source, arguments.offset, length, dumper)
+        except SourceError as error:
+            raise UserError(f"the dump is incomplete: {error}") from error
         finally:
             out.flush()

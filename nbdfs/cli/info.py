@@ -21,7 +21,7 @@ from nbdfs.checked import Checked
 from nbdfs.cli._words import preparation
 from nbdfs.cli.dump import add_colour_arguments
 from nbdfs.cli.main import Parser
-from nbdfs.errors import UsageError, UserError
+from nbdfs.errors import SourceError, UsageError, UserError
 from nbdfs.info import chart, maps
 from nbdfs.source import ALLOCATION, HOLE
 from nbdfs.spec import parse
@@ -86,9 +86,16 @@ def run(arguments: argparse.Namespace) -> int:
             if getattr(arguments, name, None):
                 raise UsageError(f"--{name} is about a map: give --map too")
     out = io.StringIO()  # nothing is shown unless all could be found out
-    status = trio.run(_run, arguments, out)
+    status = trio.run(_told, arguments, out)
     sys.stdout.write(out.getvalue())
     return status
+
+
+async def _told(arguments: argparse.Namespace, out: io.StringIO) -> int:
+    try:
+        return await _run(arguments, out)
+    except SourceError as error:
+        raise UserError(f"{arguments.spec}: {error}") from error
 
 
 async def _run(arguments: argparse.Namespace, out: io.StringIO) -> int:
@@ -163,7 +170,7 @@ def _print_totals(context: str, totals: dict[int, int], as_json: bool, out: io.S
         print(json.dumps(values), file=out)
         return
     for flags, size in totals.items():
-        line = f"{size:10d}  {size * 100 / whole:5.1f}%  {flags:3d}  {maps.describe(context, flags)}"
+        line = f"{size:10d} {size * 100 / whole:5.1f}% {flags:3d} {maps.describe(context, flags)}"
         print(line.rstrip(), file=out)
 
 

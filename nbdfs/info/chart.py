@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import struct
 import zlib
 from array import array
@@ -82,6 +83,7 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
+@functools.lru_cache(maxsize=4096)
 def _pixel(full: float, zero: float) -> bytes:
     full, zero = min(full, 1.0), min(zero, 1.0 - min(full, 1.0))
     parts = zip(_FULL_COLOUR, _ZERO_COLOUR, _HOLE_COLOUR, strict=True)

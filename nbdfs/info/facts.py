@@ -107,8 +107,6 @@ def of_source(source: Checked, spec: str, details: Mapping[str, Any]) -> Facts:
 
 async def content(source: Checked) -> str:
     """What file(1) says about the first bytes; empty if it is not installed or says nothing."""
-    if not source.info.size:
-        return ""
     data = await read(source, 0, min(_PROBE, source.info.size))
     try:
         with trio.fail_after(_PROBE_TIMEOUT):
