@@ -14,6 +14,7 @@ from nbdfs.export import Export
 from nbdfs.nbd.exports import ServedExports
 from nbdfs.nbd.limits import Limits
 from nbdfs.nbd.listen import Listener, activated, inherited, is_public, listening, private_socket
+from nbdfs.nbd.proto.handshake import Policy, Tls
 from nbdfs.nbd.server import Server, serving
 from nbdfs.nbd.tls import server_context
 from nbdfs.nbd.uri import Address, Tcp, TlsOptions, Unix, Uri, Vsock, parse_uri, socket_path
@@ -21,7 +22,7 @@ from nbdfs.units import parse_duration
 
 log = logging.getLogger(__name__)
 
-_DEFAULTS = Limits()
+DEFAULTS = Limits()
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class Service:
     place: Place
     tls: ssl.SSLContext | None = None
     require_tls: bool = False
-    limits: Limits = _DEFAULTS
+    limits: Limits = DEFAULTS
+    structured: bool = True
     any_name: bool = False
 
 
@@ -49,27 +51,33 @@ def add_listen_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that `serve` and `mount` have both."""
     group = parser.add_argument_group("serving over NBD")
     group.add_argument("--listen", action="append", default=[], metavar="NBD-URI", help="serve there; repeatable")
+    add_tls_arguments(group)
+    group.add_argument("--max-clients", type=int, default=DEFAULTS.clients, metavar="N", help="at once")
+    group.add_argument("--handshake-timeout", type=parse_duration, default=DEFAULTS.handshake, metavar="SECONDS",
+                       help="for a client to enter an export")  # fmt: skip
+    group.add_argument("--idle-timeout", type=parse_duration, default=DEFAULTS.idle, metavar="SECONDS",
+                       help="drop a client that asks for nothing (0: never)")  # fmt: skip
+
+
+def add_tls_arguments(group: argparse._ActionsContainer) -> None:
     group.add_argument("--tls", choices=("off", "on", "require"), help="offer TLS, or talk under TLS only")
     group.add_argument(
         "--tls-certificates", default="", metavar="DIR", help="a folder with server-cert.pem, server-key.pem..."
     )
     group.add_argument("--tls-psk", default="", metavar="FILE", help="pre-shared keys, USERNAME:HEX a line")
     group.add_argument("--tls-verify-peer", action="store_true", help="clients need a certificate that the CA signed")
-    group.add_argument("--max-clients", type=int, default=_DEFAULTS.clients, metavar="N", help="at once")
-    group.add_argument("--handshake-timeout", type=parse_duration, default=_DEFAULTS.handshake, metavar="SECONDS",
-                       help="for a client to enter an export")  # fmt: skip
-    group.add_argument("--idle-timeout", type=parse_duration, default=_DEFAULTS.idle, metavar="SECONDS",
-                       help="drop a client that asks for nothing (0: never)")  # fmt: skip
 
 
-def service(arguments: argparse.Namespace, place: Place | None = None) -> Service:
+def service(
+    arguments: argparse.Namespace, place: Place | None = None, *, structured: bool = True, any_name: bool = False
+) -> Service:
     """What the options ask for.  Raises UsageError and UserError."""
     uris = tuple(parse_uri(text) for text in arguments.listen)
     place = replace(place, uris=(*place.uris, *uris)) if place else Place(uris)
     if arguments.max_clients < 1:
         raise UsageError("--max-clients is at least 1")
     limits = replace(
-        _DEFAULTS, clients=arguments.max_clients, handshake=arguments.handshake_timeout, idle=arguments.idle_timeout
+        DEFAULTS, clients=arguments.max_clients, handshake=arguments.handshake_timeout, idle=arguments.idle_timeout
     )
     wanted = [uri.tls_options for uri in place.uris if uri.tls]
     folder = arguments.tls_certificates or next(
@@ -80,12 +88,12 @@ def service(arguments: argparse.Namespace, place: Place | None = None) -> Servic
     if mode == "off":
         if wanted or folder or psk:
             raise UsageError("--tls=off goes neither with nbds:// nor with certificates or keys")
-        return Service(place, limits=limits)
+        return Service(place, None, False, limits, structured, any_name)
     if place.stdio:
         raise UsageError("standard input and output have no TLS")
     context = server_context(folder, psk, verify_peer=arguments.tls_verify_peer)
     place = replace(place, uris=tuple(_with_tls(uri, mode) for uri in place.uris))
-    return Service(place, context, mode == "require", limits)
+    return Service(place, context, mode == "require", limits, structured, any_name)
 
 
 def _with_tls(uri: Uri, mode: str) -> Uri:
@@ -114,7 +122,8 @@ async def live_server(what: Service, exports: Iterable[Export]) -> AsyncIterator
     """
     called = next(filter(None, (uri.export for uri in what.place.uris)), "")
     served = ServedExports(exports, called=called, any_name=what.any_name)
-    server = Server(served, tls=what.tls, require_tls=what.require_tls, limits=what.limits)
+    tls = Tls.OFF if what.tls is None else Tls.REQUIRE if what.require_tls else Tls.ON
+    server = Server(served, Policy(tls, what.structured), tls=what.tls, limits=what.limits)
     with ExitStack() as stack:
         listeners, uris = _listeners(what, stack)
         for listener in listeners:

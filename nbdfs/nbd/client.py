@@ -37,19 +37,22 @@ from nbdfs.source import ALLOCATION, Extent
 log = logging.getLogger(__name__)
 
 _HANDSHAKE_TIMEOUT = 15.0  # seconds to connect and shake hands
-_FIRST_DELAY, _LONGEST_DELAY = 0.05, 2.0  # seconds between attempts to reconnect
-_STABLE = 2.0  # seconds that a connection must have held for the delay to begin anew
+_FIRST_DELAY, _LONGEST_DELAY = 0.05, 2.0  # seconds between attempts in vain to reconnect; the first is made at once
 _CHANGING = (nbd.CMD_WRITE, nbd.CMD_TRIM, nbd.CMD_WRITE_ZEROES)
 # What a source may have relied on since it was opened: a server that comes back must have it still.
 _KEPT_FLAGS = (nbd.FLAG_SEND_FLUSH | nbd.FLAG_SEND_FUA | nbd.FLAG_SEND_TRIM | nbd.FLAG_SEND_WRITE_ZEROES
                | nbd.FLAG_SEND_CACHE | nbd.FLAG_SEND_FAST_ZERO)  # fmt: skip
 
 
+async def _never() -> str:
+    return ""
+
+
 @dataclass(frozen=True)
 class Target:
     """Where an export is: what opens a connection to it, and what it takes to be let in.
 
-    `gone` tells that there will never be another connection.
+    `gone` gives the reason why there will never be another connection, if that is so.
     """
 
     name: str
@@ -58,7 +61,7 @@ class Target:
     tls: ssl.SSLContext | None = None
     hostname: str = ""
     single: bool = False
-    gone: Callable[[], bool] = lambda: False
+    gone: Callable[[], Awaitable[str]] = _never
 
 
 def target_of_uri(uri: Uri) -> Target:
@@ -74,7 +77,7 @@ def target_of_captive(server: Captive, export: str = "") -> Target:
     async def connect() -> Channel:
         return Channel(await server.connect(), server.name)
 
-    return Target(server.name, export, connect, single=server.single, gone=lambda: not server.alive)
+    return Target(server.name, export, connect, single=server.single, gone=server.epitaph)
 
 
 def target_of_descriptor(descriptor: int, export: str = "") -> Target:
@@ -110,9 +113,11 @@ async def shaking_hands(target: Target, *, extended: bool = True) -> AsyncIterat
             yield channel, handshake
         if scope.cancelled_caught:
             raise HandshakeError(f"{target.name} does not answer: no handshake within {_HANDSHAKE_TIMEOUT:g} s")
-    except BaseException:
+    except BaseException as error:
         if channel:
             channel.close()
+        if isinstance(error, ConnectionError) and (reason := await target.gone()):
+            raise HandshakeError(reason) from error
         raise
 
 
@@ -274,21 +279,20 @@ class Client:
 
     async def _keep(self, link: _Link, first: Mux | None) -> None:
         """A link's task: keep a connection, as long as that makes sense."""
-        delay = _FIRST_DELAY
+        delay = 0.0
         mux = first or await self._connect_more()
         while mux:
-            since = trio.current_time()
             self._came_up(link, mux)
             await mux.run()
             self._went_down(link, mux)
             if not self._options.reconnect or self._target.single or self._ended:
                 break
-            if trio.current_time() - since > _STABLE:
-                delay = _FIRST_DELAY
+            if mux.answered:
+                delay = 0.0
             mux = None
             while mux is None and not self._ended:
                 await trio.sleep(delay)
-                delay = min(delay * 2, _LONGEST_DELAY)
+                delay = min(max(delay * 2, _FIRST_DELAY), _LONGEST_DELAY)
                 mux = await self._connect_again()
 
     async def _connect_more(self) -> Mux | None:
@@ -304,8 +308,8 @@ class Client:
             return await self._enter()
         except OSError as error:
             log.debug("%s: %s", self._target.name, error)
-            if self._target.gone():
-                self._end(str(error))
+            if reason := await self._target.gone():
+                self._end(reason)
             return None
 
     async def _enter(self) -> Mux:
@@ -345,7 +349,7 @@ class Client:
             return
         self._up = trio.Event()
         reason = str(mux.lost)
-        if self._target.gone() or self._target.single or not self._options.reconnect:
+        if self._target.single or not self._options.reconnect:
             self._end(reason)
         elif self._down_since is None:
             self._down_since = trio.current_time()

@@ -31,7 +31,9 @@ _STAGE = 64 << 10  # bytes received at once where headers may be
 _DIRECT = 8 << 10  # bytes of payload left that are worth a receive of their own, straight into place
 _POLL_NS = 60_000  # how long a lone small request is polled for before its task sleeps
 _POLLED = 64 << 10  # bytes; larger requests take longer than that anyway
-_PATIENCE = 64  # polls in vain before polling is given up for as many requests
+_TRUST = 16  # how far polls that were answered are remembered
+_DOUBT = 4  # how many of them one in vain undoes
+_PROBE = 256  # without trust, one request of so many is polled for all the same
 
 
 class ConnectionLostError(ConnectionError):
@@ -54,10 +56,11 @@ class Mux:
         self._led = False
         self._reader_wanted = trio.Event()
         self._stage = memoryview(bytearray(_STAGE))
-        self._missed = 0  # polls in vain, in a row
+        self._trust = _TRUST  # that polling is answered in time
         self.lost: ConnectionLostError | None = None
         self.ended = trio.Event()
         self.load = 0
+        self.answered = False  # whether any request was carried out
 
     async def run(self) -> None:
         """The reader task, until the connection is lost."""
@@ -116,6 +119,7 @@ class Mux:
     def _finish(self, request: Request, error: OSError | None) -> None:
         del self._in_flight[request.cookie]
         self.load -= request.weight
+        self.answered = self.answered or error is None
         request.finish(error)
 
     async def _send(self, request: Request) -> None:
@@ -201,15 +205,15 @@ class Mux:
                 self._reader_wanted.set()
 
     def _poll(self, request: Request) -> None:
-        if self._missed >= _PATIENCE:
-            self._missed = (self._missed + 1) % (2 * _PATIENCE)
+        """Look for the reply for a moment, as long as that has been worth its while lately."""
+        if self._trust <= 0 and request.cookie % _PROBE:
             return
         until = time.perf_counter_ns() + _POLL_NS
         while not request.done:
             if not self._receive_now() and time.perf_counter_ns() > until:
-                self._missed += 1
+                self._trust = max(self._trust - _DOUBT, 0)
                 return
-        self._missed = 0
+        self._trust = min(self._trust + 1, _TRUST)
 
     async def _readable(self) -> None:
         try:

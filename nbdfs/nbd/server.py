@@ -18,7 +18,7 @@ from nbdfs.nbd.connection import Connection
 from nbdfs.nbd.exports import ServedExports
 from nbdfs.nbd.limits import Limits, Memory
 from nbdfs.nbd.listen import Listener
-from nbdfs.nbd.proto.handshake import Policy, Tls
+from nbdfs.nbd.proto.handshake import Policy
 from nbdfs.nbd.stream import Stream
 from nbdfs.nursery import serving_nursery
 
@@ -28,19 +28,19 @@ _ACCEPT_PAUSE = 0.2  # seconds without accepting when descriptors have run out
 
 
 class Server:
-    """What all connections share.  `tls` is the context of the server's end, None for no TLS at all."""
+    """What all connections share.  `tls` is the context that `policy` needs unless it says no TLS."""
 
     def __init__(
         self,
         exports: ServedExports,
+        policy: Policy | None = None,
         *,
         tls: ssl.SSLContext | None = None,
-        require_tls: bool = False,
         limits: Limits | None = None,
     ) -> None:
         self.exports = exports
         self.tls = tls
-        self.policy = Policy(Tls.OFF if tls is None else Tls.REQUIRE if require_tls else Tls.ON)
+        self.policy = policy or Policy()
         self.limits = limits or Limits()
         self.memory = Memory(self.limits.memory)
         self.buffers = Buffers()

@@ -271,7 +271,7 @@ class ServerHandshake:
 
     def _extended(self, number: int, data: bytes) -> bytes:
         wire.decode_nothing(data)
-        if not self._policy.extended:
+        if not (self._policy.structured and self._policy.extended):
             raise _RefusalError(nbd.REP_ERR_UNSUP, "this server has no extended headers")
         self.agreed.extended = True
         return b""

@@ -1,0 +1,109 @@
+"""nbdkit's plugins and filters, and what each is called here: tables, so that what is missing shows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from nbdfs.units import parse_size
+
+
+@dataclass(frozen=True)
+class Key:
+    """Where a key=value of nbdkit goes: an option of the driver, its value changed by `value`; no option drops it."""
+
+    option: str = ""
+    value: Callable[[str], str] = str
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """A source.  `argument` are the keys that give its argument, the first one the plugin's magic key."""
+
+    source: str
+    argument: tuple[str, ...]
+    keys: Mapping[str, Key] = field(default_factory=dict)
+    default: str = ""
+
+
+@dataclass(frozen=True)
+class Filter:
+    """A layer, and the keys that it takes from the command line."""
+
+    layer: str
+    keys: Mapping[str, Key] = field(default_factory=dict)
+
+
+def _same(*names: str) -> dict[str, Key]:
+    return {name: Key(name) for name in names}
+
+
+def _bits(value: str) -> str:
+    """nbdkit counts bits a second."""
+    return str(max(1, parse_size(value) // 8))
+
+
+def _mlock(value: str) -> str:
+    return "yes" if "mlock=true" in value.split(",") else "no"
+
+
+_SIZED = ("size",)
+
+PLUGINS: Mapping[str, Plugin] = {
+    "memory": Plugin("memory", _SIZED, {"allocator": Key("mlock", _mlock)}),
+    "data": Plugin("data", ("data",), _same("size")),
+    "null": Plugin("null", _SIZED, default="0"),
+    "zero": Plugin("zero", ()),
+    "pattern": Plugin("pattern", _SIZED),
+    "ones": Plugin("ones", _SIZED, _same("byte")),
+    "full": Plugin("full", _SIZED),
+    "random": Plugin("random", _SIZED, _same("seed")),
+    "sparse-random": Plugin("sparse-random", _SIZED, _same("seed", "percent", "runlength", "random-content")),
+    "file": Plugin("file", ("file",), {"cache": Key(), "fadvise": Key()}),
+    "nbd": Plugin("nbd", ("uri",), {"retry": Key(), "shared": Key(), "connections": Key("connections")}),
+    "curl": Plugin("http", ("url",), _same("timeout")),
+    "torrent": Plugin("torrent", ("torrent",), {**_same("file", "cache"), "connections-limit": Key("connections"),
+                                                "download-rate-limit": Key("download-limit", _bits),
+                                                "upload-rate-limit": Key("upload-limit", _bits),
+                                                "user-agent": Key("user-agent")}),
+}  # fmt: skip
+
+# Where another key than the magic one chooses another source.
+VARIANTS: Mapping[tuple[str, str], Plugin] = {
+    ("data", "raw"): Plugin("raw", ("raw",), _same("size")),
+    ("data", "base64"): Plugin("base64", ("base64",), _same("size")),
+}
+
+_ERRORS = ("pread", "pwrite", "trim", "zero", "extents", "cache")
+_OURS = {"pread": "read", "pwrite": "write"}
+
+FILTERS: Mapping[str, Filter] = {
+    "luks": Filter("luks", _same("passphrase")),
+    "cow": Filter("cow", {"cow-block-size": Key("block"), "cow-on-cache": Key(), "cow-on-read": Key()}),
+    "cache": Filter("cache", {"cache-max-size": Key("size"), "cache-min-block-size": Key("block"),
+                              "cache-high-threshold": Key(), "cache-low-threshold": Key(), "cache-on-read": Key()}),
+    "offset": Filter("offset", {"offset": Key("offset"), "range": Key("size")}),
+    "partition": Filter("partition", {"partition": Key("number"), "partition-sectorsize": Key("sector")}),
+    "truncate": Filter("resize", {"truncate": Key("size"), "round-up": Key("round-up"),
+                                  "round-down": Key("round-down")}),
+    "readahead": Filter("readahead"),
+    "blocksize": Filter("blocksize"),
+    "checkwrite": Filter("checkwrite"),
+    "log": Filter("log", {"logfile": Key("file"), "logappend": Key("append")}),
+    "stats": Filter("stats", {"statsfile": Key("file"), "statsappend": Key("append")}),
+    "rate": Filter("rate", {"rate": Key("rate", _bits)}),
+    "retry": Filter("retry", {"retries": Key("tries"), "retry-delay": Key("delay")}),
+    "delay": Filter("delay", {
+        "rdelay": Key("read"), "wdelay": Key("write"), "delay-read": Key("read"), "delay-write": Key("write"),
+        "delay-trim": Key("trim"), "delay-zero": Key("zero"), "delay-flush": Key("flush"), "delay-cache": Key("cache"),
+        "delay-extents": Key("extents"), "delay-open": Key("open"), "delay-close": Key("close"),
+        "delay-fast-zero": Key("fast-zero"),
+    }),
+    "error": Filter("error", {
+        "error": Key("errno"), "error-rate": Key("rate"), "error-file": Key("file"),
+        **{f"error-{name}{end}": Key(f"{_OURS.get(name, name)}{ours}")
+           for name in _ERRORS for end, ours in (("", "-errno"), ("-rate", "-rate"), ("-file", "-file"))},
+    }),
+    "gzip": Filter("gzip"),
+    "xz": Filter("xz", {"xz-max-block": Key(), "xz-max-depth": Key()}),
+}  # fmt: skip

@@ -1,0 +1,181 @@
+"""`nbdkit` as its command line has it, for the sources and layers that there are here.
+
+Where the two differ nbdfs is the stricter: without an address it listens on localhost only, and what it does not know
+is an error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+
+import trio
+
+from nbdfs import libc, supervise
+from nbdfs.cli import _mounting, _serving
+from nbdfs.cli._serving import Place, Service
+from nbdfs.cli.main import Parser, set_up_logging
+from nbdfs.cli.serve import serve_exports
+from nbdfs.compat._nbdkit_names import FILTERS, PLUGINS, VARIANTS, Filter, Key, Plugin
+from nbdfs.errors import UsageError, UserError
+from nbdfs.export import Export
+from nbdfs.nbd.uri import Tcp, Uri
+from nbdfs.registry import nearest
+from nbdfs.spec import Segment, Spec
+from nbdfs.stack import Plan, open_stack, plan
+
+VERSION = "1.48.1"  # of nbdkit: the one whose command line this is
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run the command line; give the exit status.  Raises UserError."""
+    parser = _parser()
+    arguments = parser.parse_intermixed_args(list(argv))
+    set_up_logging(2 if arguments.verbose else 0)
+    if not arguments.words:
+        raise UsageError("a plugin is missing: write nbdkit PLUGIN [KEY=VALUE...]")
+    name, *words = _with_files(arguments.words)
+    if arguments.dump_plugin:
+        print(_dump(name, arguments.filter))
+        return 0
+    planned = plan(_spec(name, words, arguments.filter))
+    what = _service(arguments)
+    if arguments.exit_with_parent:
+        libc.die_with_parent()
+    foreground = arguments.foreground or arguments.single or arguments.run or arguments.exit_with_parent
+    ready = (lambda: None) if foreground else supervise.background()
+    return trio.run(_serve, planned, what, arguments, ready)
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="nbdkit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+                    allow_abbrev=False)  # fmt: skip
+    add = parser.add_argument
+    add("words", nargs="*", metavar="PLUGIN [KEY=VALUE...]", help=", ".join(PLUGINS))
+    add("--filter", action="append", default=[], metavar="FILTER", help=", ".join(FILTERS))
+    add("-U", "--unix", action="append", default=[], metavar="SOCKET", help="a Unix socket, - for a private one")
+    add("-p", "--port", type=int, help="the TCP or vsock port")
+    add("-i", "--ipaddr", metavar="ADDRESS", help="the TCP address (the default is localhost)")
+    add("-e", "--exportname", default="", metavar="NAME", help="the export in $uri")
+    add("-r", "--readonly", action="store_true", help="let nobody write")
+    add("-f", "--foreground", action="store_true", help="stay in the foreground")
+    add("-P", "--pidfile", metavar="FILE", help="write the process id there")
+    add("-s", "--single", action="store_true", help="serve one client on standard input and output")
+    add("--run", metavar="CMD", help="run a shell command, then stop with its exit status")
+    add("--vsock", action="store_true", help="listen for virtual machines")
+    add("-v", "--verbose", action="store_true", help="say more")
+    add("--exit-with-parent", action="store_true", help="end when the parent does")
+    add("--dump-plugin", action="store_true", help="tell about the plugin")
+    add("--no-sr", action="store_true", help="no structured replies")
+    add("-V", "--version", action="version", version=f"nbdkit {VERSION} (nbdfs)")
+    _serving.add_tls_arguments(parser)
+    for words in (("-D", "--debug"), ("-t", "--threads"), ("--log",)):
+        add(*words, help=argparse.SUPPRESS)
+    for words in (("-n", "--newstyle"), ("-4", "--ipv4-only"), ("-6", "--ipv6-only"), ("--swap",), ("--no-fork",)):
+        add(*words, action="store_true", help=argparse.SUPPRESS)
+    return parser
+
+
+def _with_files(words: Sequence[str]) -> list[str]:
+    """The words, each @FILE replaced by the words in that file."""
+    found: list[str] = []
+    for word in words:
+        if not word.startswith("@"):
+            found.append(word)
+            continue
+        try:
+            with open(word[1:], encoding="utf-8") as file:
+                found += shlex.split(file.read(), comments=True)
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot read arguments from {word[1:]}: {error}") from error
+    return found
+
+
+def _plugin(name: str) -> Plugin:
+    if name not in PLUGINS:
+        raise UsageError(f"there is no plugin '{name}' here{nearest(name, PLUGINS)}")
+    return PLUGINS[name]
+
+
+def _filter(name: str) -> Filter:
+    if name not in FILTERS:
+        raise UsageError(f"there is no filter '{name}' here{nearest(name, FILTERS)}")
+    return FILTERS[name]
+
+
+def _spec(name: str, words: Sequence[str], filters: Sequence[str]) -> Spec:
+    """The stack that a plugin, its filters and their keys make."""
+    plugin = _plugin(name)
+    pairs = [_pair(plugin, word, first=not at) for at, word in enumerate(words)]
+    plugin = next((VARIANTS[name, key] for key, _ in pairs if (name, key) in VARIANTS), plugin)
+    taken: list[list[tuple[str, str]]] = [[] for _ in filters]
+    options: list[tuple[str, str]] = []
+    argument = plugin.default
+    for key, value in pairs:
+        at = next((at for at, filter in enumerate(filters) if key in _filter(filter).keys), None)
+        if at is not None:
+            taken[at] += _option(_filter(filters[at]).keys[key], value)
+        elif key in plugin.argument:
+            argument = value
+        elif key in plugin.keys:
+            options += _option(plugin.keys[key], value)
+        elif plugin.source == "data" and key.isidentifier():
+            os.environ[key] = value  # a variable of the string, which looks there for it
+        else:
+            raise UsageError(f"nbdkit: neither {name} nor its filters have a key '{key}' here")
+    layers = tuple(Segment(_filter(filter).layer, tuple(own)) for filter, own in zip(filters, taken, strict=True))
+    return Spec(layers, Segment(plugin.source, tuple(options)), "", argument)
+
+
+def _pair(plugin: Plugin, word: str, *, first: bool) -> tuple[str, str]:
+    """KEY=VALUE; the first word may leave out the plugin's magic key."""
+    key, equals, value = word.partition("=")
+    if equals and key.replace("-", "").replace("_", "").isalnum() and key[:1].isalpha():
+        return key, value
+    if plugin.argument and first:
+        return plugin.argument[0], word
+    raise UsageError(f"nbdkit: '{word}' is not KEY=VALUE")
+
+
+def _option(key: Key, value: str) -> list[tuple[str, str]]:
+    return [(key.option, key.value(value))] if key.option else []
+
+
+def _dump(name: str, filters: Sequence[str]) -> str:
+    """What --dump-plugin prints, as scripts look for it."""
+    _plugin(name)
+    for filter in filters:
+        _filter(filter)
+    features = {"memory": ["mlock=yes", "zstd=no"], "data": ["data_base64=yes", "zstd=no"]}
+    return "\n".join([f"path={sys.argv[0]}", f"name={name}", f"version={VERSION}", *features.get(name, [])])
+
+
+def _service(arguments: argparse.Namespace) -> Service:
+    arguments.listen, arguments.max_clients = [], _serving.DEFAULTS.clients
+    arguments.handshake_timeout, arguments.idle_timeout = _serving.DEFAULTS.handshake, _serving.DEFAULTS.idle
+    uris, private = _serving.address_uris(
+        arguments.unix, arguments.ipaddr, arguments.port, arguments.vsock, arguments.exportname
+    )
+    if arguments.single:
+        place = Place(stdio=True)
+    elif uris or private or os.environ.get("LISTEN_FDS"):
+        place = Place(uris, private)
+    else:
+        place = Place(private=True) if arguments.run else Place((Uri(Tcp(), arguments.exportname),))
+    return _serving.service(arguments, place, structured=not arguments.no_sr, any_name=True)
+
+
+async def _serve(planned: Plan, what: Service, arguments: argparse.Namespace, ready: Callable[[], None]) -> int:
+    async with AsyncExitStack() as stack:
+        source = await stack.enter_async_context(open_stack(planned, readonly=arguments.readonly))
+        export = Export(arguments.exportname, source, str(planned))
+        try:
+            return await serve_exports(
+                what, [export], run=arguments.run, pidfile=arguments.pidfile, ready=ready, show=False
+            )
+        finally:
+            await _mounting.flush({export.name: export})
