@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 
 START_TIMEOUT = 30.0  # seconds until a private socket must be there
 _STOP_TIMEOUT = 5.0  # seconds a server has after SIGTERM
+_DYING = 0.5  # seconds from hanging up to the end
 _LAST_LINES = 8
 _BACKLOG = 128
 
@@ -70,9 +71,7 @@ class Captive:
     async def connect(self) -> socket.socket:
         """A new connection, non-blocking; the caller's to close.  Raises OSError if there is none."""
         if not self.alive:
-            with trio.move_on_after(_STOP_TIMEOUT):
-                await self._ended.wait()
-            raise ConnectionRefusedError(errno.ECONNREFUSED, self.last_words())
+            raise ConnectionRefusedError(errno.ECONNREFUSED, await self.epitaph())
         if self.address is None:
             if self._single is None:
                 raise ConnectionRefusedError(errno.ECONNREFUSED, f"{self.name} has one connection only, and it is gone")
@@ -86,6 +85,12 @@ class Captive:
             connection.close()
             raise
         return connection
+
+    async def epitaph(self) -> str:
+        """How the server ended, empty if it goes on.  Waits a moment for one that just hung up."""
+        with trio.move_on_after(_DYING):
+            await self._ended.wait()
+        return "" if self.alive else self.last_words()
 
     def last_words(self) -> str:
         """How the server ended, and what it said last."""

@@ -20,6 +20,7 @@ class NbdOptions:
     timeout: float = option(30.0, DURATION, "how long a request waits for its answer, also while reconnecting")
     reconnect: bool = option(True, BOOLEAN, "connect again when the server goes away")
     readahead: int = option(16 << 20, SIZE, "the most bytes to fetch ahead of a sequential reader; 0: none")
+    discard: bool = option(False, BOOLEAN, "trim before zeroing: frees space where a server's zeroing alone does not")
     extended: bool = option(True, BOOLEAN, "use extended headers if the server has them")
     context: str = option("", TEXT, "further metadata contexts to ask for, with + between them")
     export: str = option("", TEXT, "the name of the export, where there is no URI")
@@ -82,7 +83,7 @@ async def _open(argument: str, options: NbdOptions, context: OpenContext) -> Asy
             client = await stack.enter_async_context(connected(target, client_options))
         except OSError as error:
             raise UserError(str(error.strerror or error)) from error
-        source: Source = Remote(client, target.name)
+        source: Source = Remote(client, target.name, discard=options.discard)
         if options.readahead:
             source = await stack.enter_async_context(readahead(source, options.readahead, 4 * options.readahead))
         yield source

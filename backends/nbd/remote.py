@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Awaitable, Callable, Iterable
 
 import trio
 
-from nbdfs.errors import UserError
+from nbdfs.errors import SourceError, UserError
 from nbdfs.nbd.client import Client
 from nbdfs.nbd.handshake import ExportFacts
 from nbdfs.nbd.proto import constants as nbd
@@ -49,10 +50,11 @@ def source_info(export: ExportFacts, name: str) -> SourceInfo:
 
 
 class Remote(Source):
-    """The export of `client`; `name` says where it is."""
+    """The export of `client`; `name` says where it is.  With `discard` holes are trimmed before they are zeroed."""
 
-    def __init__(self, client: Client, name: str) -> None:
+    def __init__(self, client: Client, name: str, *, discard: bool = False) -> None:
         self.client = client
+        self._discard = discard and client.export.has(nbd.FLAG_SEND_TRIM)
         export = client.export
         self.info = source_info(export, name)
         minimum, _, maximum = export.block or (1, 0, _DEFAULT_MAXIMUM)
@@ -90,6 +92,9 @@ class Remote(Source):
         self, offset: int, length: int, *, may_trim: bool = True, fast: bool = False, fua: bool = False
     ) -> None:
         for at, size in pieces(offset, length, self._long):
+            if self._discard and may_trim and not fast:
+                with contextlib.suppress(SourceError):  # no more than a hint
+                    await self.client.trim(at, size)
             await self.client.write_zeroes(at, size, no_hole=not may_trim, fast=fast, fua=fua)
 
     async def extents(self, offset: int, length: int, *, context: str = ALLOCATION, one: bool = False) -> list[Extent]:

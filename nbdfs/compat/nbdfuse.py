@@ -51,7 +51,7 @@ def run(argv: Sequence[str]) -> int:
         return 0
     if not arguments.mountpoint:
         raise UsageError("write where the file shall be, then the server: nbdfuse MOUNTPOINT[/FILENAME] URI")
-    spec = _with_connections(_spec(arguments), arguments.connections)
+    spec = _with_options(_spec(arguments), (("connections", str(arguments.connections)), ("discard", "")))
     name, target = _place(arguments.mountpoint)
     order = _mounting.Order({name: plan(spec)}, target, _options(arguments), allow_empty=True)
     trio.run(_serve, order, arguments.pidfile)
@@ -92,13 +92,12 @@ def _spec(arguments: argparse.Namespace) -> Spec:
     return _MODES[mode](words)
 
 
-def _with_connections(spec: Spec, count: int) -> Spec:
-    """`spec` with the number of connections put before it, as an option of its leaf."""
-    option = ("connections", str(count))
+def _with_options(spec: Spec, options: tuple[tuple[str, str], ...]) -> Spec:
+    """`spec` with further options of its leaf."""
     if spec.source:
-        return replace(spec, source=Segment("nbd", (*spec.source.options, option)))
-    options = spec.layers[0].options if spec.layers else ()
-    return replace(spec, layers=(Segment("nbd", (*options, option)),))
+        return replace(spec, source=Segment("nbd", (*spec.source.options, *options)))
+    own = spec.layers[0].options if spec.layers else ()
+    return replace(spec, layers=(Segment("nbd", (*own, *options)),))
 
 
 def _place(mountpoint: str) -> tuple[str, str]:
