@@ -68,7 +68,8 @@ class Mounter:
 
     def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a command as the user who mounts."""
-        return subprocess.run([*self.prefix, *command], check=check, text=True, capture_output=True, timeout=SECONDS)
+        whole = [*self.prefix, *command]
+        return subprocess.run(whole, check=check, text=True, capture_output=True, timeout=SECONDS, cwd=self.folder)
 
     def do(self, action: Callable[[], Result]) -> Result:
         """Call a function as the user who mounts: nobody else, not even root, may enter a user's mount.
