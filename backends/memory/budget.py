@@ -12,10 +12,11 @@ from pathlib import Path
 _STRIDE = 64 << 20  # bytes granted at most without looking again
 _MOST_RESERVE = 256 << 20  # bytes that are left to others, or a sixteenth of the memory if that is less
 
-# Files of a control group, by controller name in /proc/self/cgroup ("" is version 2): folder, limit, use.
+# Files of a control group, by controller name in /proc/self/cgroup ("" is version 2): folder, limit, use, and
+# what names in memory.stat begin with.
 _CGROUPS = {
-    "": ("/sys/fs/cgroup", "memory.max", "memory.current"),
-    "memory": ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+    "": ("/sys/fs/cgroup", "memory.max", "memory.current", ""),
+    "memory": ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
 }
 
 
@@ -38,8 +39,8 @@ class Budget:
 
 def available() -> int:
     """Bytes that can be taken before the machine, or a control group that we are in, runs out."""
-    facts = dict(re.findall(r"^(\w+): +(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE))
-    total, free, swap = (int(facts.get(name, 0)) << 10 for name in ("MemTotal", "MemAvailable", "SwapFree"))
+    facts = _table(Path("/proc/meminfo"))
+    total, free, swap = (facts.get(name, 0) << 10 for name in ("MemTotal", "MemAvailable", "SwapFree"))
     room = free + swap
     for limit, used in _group_limits():
         total = min(total, limit)
@@ -48,18 +49,19 @@ def available() -> int:
 
 
 def _group_limits() -> list[tuple[int, int]]:
-    """(limit, use) of each control group above us that limits memory."""
+    """(limit, use) of each control group above us that limits memory; files that are merely cached are no use."""
     found = []
     for line in Path("/proc/self/cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers not in _CGROUPS:
             continue
-        top, limit_name, use_name = _CGROUPS[controllers]
+        top, limit_name, use_name, prefix = _CGROUPS[controllers]
         group = Path(top + path)
         for folder in (group, *group.parents):
             limit, use = _number(folder / limit_name), _number(folder / use_name)
             if limit is not None and use is not None:
-                found.append((limit, use))
+                stat = _table(folder / "memory.stat")
+                found.append((limit, use - sum(stat.get(f"{prefix}{kind}_file", 0) for kind in ("active", "inactive"))))
             if folder == Path(top):
                 break
     return found
@@ -70,3 +72,11 @@ def _number(path: Path) -> int | None:
         return int(path.read_text())
     except (OSError, ValueError):  # not there, or "max"
         return None
+
+
+def _table(path: Path) -> dict[str, int]:
+    """The numbers of a file with a name and a number on each line."""
+    try:
+        return {name: int(number) for name, number in re.findall(r"^(\w+):? +(\d+)", path.read_text(), re.MULTILINE)}
+    except OSError:
+        return {}

@@ -144,12 +144,13 @@ def test_what_is_available_heeds_control_groups(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "user" / "memory.current").write_text("5\n")
     (group / "memory.max").write_text(f"{64 << 20}\n")
     (group / "memory.current").write_text(f"{24 << 20}\n")
-    monkeypatch.setattr(budget, "_CGROUPS", {"": (str(tmp_path), "memory.max", "memory.current")})
+    (group / "memory.stat").write_text(f"anon 5\nactive_file {1 << 20}\ninactive_file {2 << 20}\n")
+    monkeypatch.setattr(budget, "_CGROUPS", {"": (str(tmp_path), "memory.max", "memory.current", "")})
     real = Path.read_text
     monkeypatch.setattr(
         Path, "read_text", lambda self: "0::/user/job\n" if str(self) == "/proc/self/cgroup" else real(self)
     )
-    assert budget.available() == (40 << 20) - (4 << 20)
+    assert budget.available() == (43 << 20) - (4 << 20)
 
 
 LOCK_LIMITED = """
