@@ -15,17 +15,20 @@ import dataclasses
 import difflib
 import functools
 import importlib
-import importlib.metadata
+import itertools
 import pkgutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nbdfs.errors import UsageError, UserError
 from nbdfs.secret import Secret
 from nbdfs.source import Source
 from nbdfs.units import format_size, parse_duration, parse_size
+
+if TYPE_CHECKING:
+    import importlib.metadata
 
 
 @dataclass(frozen=True)
@@ -235,6 +238,8 @@ def _in_tree() -> Mapping[str, str]:
 
 @functools.cache
 def _entry_points() -> Mapping[str, importlib.metadata.EntryPoint]:
+    import importlib.metadata  # slow to import, and needed only for what is not in the tree
+
     groups = ("nbdfs.sources", "nbdfs.layers")
     return {point.name: point for group in groups for point in importlib.metadata.entry_points(group=group)}
 
@@ -257,12 +262,15 @@ def names() -> Sequence[str]:
     return sorted({*_in_tree(), *_entry_points()})
 
 
+def _others() -> Iterator[str]:
+    """The names of the drivers that are not in the tree, looked up once somebody wants them."""
+    yield from _entry_points()
+
+
 def find_scheme(scheme: str) -> SourceDriver | None:
     """The source that a URI of this scheme selects."""
-    likely = sorted(
-        names(), key=lambda name: not scheme.startswith(name)
-    )  # most schemes begin with their driver's name
-    for name in likely:
+    likely = sorted(_in_tree(), key=lambda name: not scheme.startswith(name))  # most schemes begin with a driver's name
+    for name in itertools.chain(likely, _others()):
         driver = find(name)
         if isinstance(driver, SourceDriver) and scheme in driver.schemes:
             return driver

@@ -73,7 +73,7 @@ def _leaf(parsed: Spec) -> tuple[SourceDriver, Segment, str]:
         if driver is None:
             raise UsageError(f"no source knows the scheme '{parsed.scheme}://' of {parsed.argument}")
         return driver, Segment(driver.name), parsed.argument
-    if parsed.argument in registry.names() and not os.path.exists(parsed.argument):
+    if not os.path.exists(parsed.argument) and parsed.argument in registry.names():
         raise UsageError(f"'{parsed.argument}' is no file, and as a source it needs an argument: {parsed.argument}:...")
     return _source_driver("file"), Segment("file"), parsed.argument
 
