@@ -257,6 +257,11 @@ def find(name: str) -> Driver:
     return driver
 
 
+def exists(name: str) -> bool:
+    """Whether there is a driver of that name."""
+    return name in _in_tree() or name in _entry_points()
+
+
 def names() -> Sequence[str]:
     """The names of all drivers."""
     return sorted({*_in_tree(), *_entry_points()})

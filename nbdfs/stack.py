@@ -73,13 +73,13 @@ def _leaf(parsed: Spec) -> tuple[SourceDriver, Segment, str]:
         if driver is None:
             raise UsageError(f"no source knows the scheme '{parsed.scheme}://' of {parsed.argument}")
         return driver, Segment(driver.name), parsed.argument
-    if not os.path.exists(parsed.argument) and parsed.argument in registry.names():
+    if not os.path.exists(parsed.argument) and registry.exists(parsed.argument):
         raise UsageError(f"'{parsed.argument}' is no file, and as a source it needs an argument: {parsed.argument}:...")
     return _source_driver("file"), Segment("file"), parsed.argument
 
 
 def _by_scheme(name: str) -> SourceDriver | None:
-    return None if name in registry.names() else registry.find_scheme(name)
+    return None if registry.exists(name) else registry.find_scheme(name)
 
 
 def _source_driver(name: str) -> SourceDriver:
