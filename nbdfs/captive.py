@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 START_TIMEOUT = 30.0  # seconds until a private socket must be there
 _STOP_TIMEOUT = 5.0  # seconds a server has after SIGTERM
-_DYING = 0.5  # seconds from hanging up to the end
+_DYING = 2.0  # seconds from hanging up to the end
 _LAST_LINES = 8
 _BACKLOG = 128
 

@@ -18,7 +18,7 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import trio
 
@@ -132,10 +132,18 @@ async def list_exports(target: Target, *, all_of_them: bool = True) -> tuple[Ser
             except HandshakeError as error:
                 if error.reply != nbd.REP_ERR_UNSUP:
                     raise
-                exports.append(ExportFacts(name, 0, 0, description=description))
+                exports.append(replace(await _by_entering(target, name), description=description))
         await handshake.abort()
         channel.close()
     return handshake.facts, exports
+
+
+async def _by_entering(target: Target, name: str) -> ExportFacts:
+    """What an old server says about an export only to who enters it."""
+    async with shaking_hands(target) as (channel, handshake):
+        export = await handshake.go(name)
+        _mux(channel, handshake).disconnect()
+    return export
 
 
 @dataclass(frozen=True)
@@ -283,7 +291,10 @@ class Client:
         mux = first or await self._connect_more()
         while mux:
             self._came_up(link, mux)
-            await mux.run()
+            try:
+                await mux.run()
+            finally:
+                mux.disconnect()
             self._went_down(link, mux)
             if not self._options.reconnect or self._target.single or self._ended:
                 break

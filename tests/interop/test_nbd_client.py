@@ -6,6 +6,8 @@ import errno
 import os
 import random
 import shutil
+import signal
+import socket
 import ssl
 import subprocess
 import time
@@ -28,6 +30,12 @@ from nbdfs.stack import open_stack
 MIB = 1 << 20
 
 
+def listens(path: Path) -> bool:
+    """Whether a connection to the socket would be taken."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        return path.exists() and probe.connect_ex(str(path)) == 0
+
+
 @contextmanager
 def serving(folder: Path, *argv: str) -> Iterator[str]:
     """A server that listens on the Unix socket `{}` of its arguments; gives the URI."""
@@ -36,7 +44,7 @@ def serving(folder: Path, *argv: str) -> Iterator[str]:
     process = subprocess.Popen([word.replace("{}", str(path)) for word in argv])
     try:
         end = time.monotonic() + 15
-        while not path.exists():
+        while not listens(path):
             assert process.poll() is None and time.monotonic() < end, "the server did not start"
             time.sleep(0.01)
         yield f"nbd+unix:///?socket={path}"
@@ -200,7 +208,7 @@ class AsyncServer:
         self._path.unlink(missing_ok=True)
         self._process = subprocess.Popen(self._argv, stderr=subprocess.DEVNULL)
         with trio.fail_after(10):
-            while not self._path.exists():
+            while not listens(self._path):
                 await trio.sleep(0.005)
 
     def kill(self) -> None:
@@ -297,8 +305,12 @@ async def test_nbd_server_of_the_protocols_authors(tmp_path: Path) -> None:
         f"[generic]\nunixsock = {tmp_path}/socket\nallowlist = true\n"
         f"[disk]\nexportname = {image}\nflush = true\nfua = true\n"
     )
-    with serving(tmp_path, "nbd-server", "-n", "-C", str(config)) as uri:
-        await trio.sleep(0.2)
+    pid_file, uri = tmp_path / "pid", f"nbd+unix:///?socket={tmp_path}/socket"
+    subprocess.run(["nbd-server", "-C", config, "-p", pid_file], check=True, stderr=subprocess.DEVNULL)
+    try:
+        with trio.fail_after(10):
+            while not (listens(tmp_path / "socket") and pid_file.exists() and pid_file.read_text().strip()):
+                await trio.sleep(0.01)
         async with open_stack(uri.replace("///", "///disk")) as source:
             await exercise(source, bytearray(8 * MIB))
         with pytest.raises(UserError, match=r"no export 'other'.*'disk'"):
@@ -306,6 +318,8 @@ async def test_nbd_server_of_the_protocols_authors(tmp_path: Path) -> None:
                 pass
         _, exports = await list_exports(target_of_uri(parse_uri(uri)))
         assert [(export.name, export.size) for export in exports] == [("disk", 8 * MIB)]
+    finally:
+        os.kill(int(pid_file.read_text()), signal.SIGTERM)
 
 
 @pytest.fixture(scope="module")
