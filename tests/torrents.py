@@ -61,21 +61,17 @@ class Seeder:
     def __init__(self, torrent: Path, folder: Path, upload_limit: int = 0) -> None:
         settings = {
             "listen_interfaces": "127.0.0.1:0", "enable_dht": False, "enable_lsd": False, "enable_upnp": False,
-            "enable_natpmp": False, "allow_multiple_connections_per_ip": True, "upload_rate_limit": upload_limit,
+            "enable_natpmp": False, "allow_multiple_connections_per_ip": True,
             "stop_tracker_timeout": 1, "alert_mask": 0,
         }  # fmt: skip
         self.session: Any = libtorrent.session(settings)
-        if upload_limit:
-            self._limit_local_peers()
         params = libtorrent.load_torrent_file(str(torrent))
         params.save_path = str(folder)
         params.flags |= libtorrent.torrent_flags.seed_mode
         params.flags &= ~(libtorrent.torrent_flags.auto_managed | libtorrent.torrent_flags.paused)
         self.handle: Any = self.session.add_torrent(params)
-
-    def _limit_local_peers(self) -> None:
-        """Without this the limit spares peers on the same network."""
-        self.session.set_peer_class_filter(libtorrent.ip_filter())
+        if upload_limit:
+            self.handle.set_upload_limit(upload_limit)  # the session's own limit spares peers on the local network
 
     @property
     def port(self) -> int:

@@ -13,6 +13,7 @@ from nbdfs.source import ALLOCATION, HOLE, RESIDENT, BlockSize, Caps, Extent, So
 _STREAMS = 8  # sequential readers that are told apart
 _JITTER = 2 << 20  # bytes a read may lie off where its stream stood: the kernel's requests come out of order
 _FIRST_WINDOW = 1 << 20
+_CROWD_WINDOW = 16 << 20  # among other readers: enough that each can fetch something else
 _LARGEST_WINDOW = 64 << 20
 _LEAST_WAIT = 200  # milliseconds: the first deadline ahead, after those that a read waits for
 
@@ -96,7 +97,8 @@ class ReadAhead:
         if offset + length <= stream.next:
             return  # a part read again
         stream.next = offset + length
-        stream.window = min(max(stream.window * 2, _FIRST_WINDOW), self._largest)
+        first = _CROWD_WINDOW if self._torrent.crowd else _FIRST_WINDOW
+        stream.window = min(max(stream.window * 2, first), self._largest)
         if stream.next + stream.window > stream.asked + stream.window // 4 or stream.top < end:
             self._advance(stream, end)
 

@@ -45,6 +45,7 @@ _FIXED: Mapping[str, Any] = {
     "peer_connect_timeout": 7,
     "optimistic_disk_retry": 5,
     "max_out_request_queue": 2000,
+    "request_queue_time": 1,  # seconds of requests under way; what is urgent waits behind them
 }
 _ENCRYPTION = {"allow": 1, "require": 0, "off": 2}  # libtorrent's enc_policy
 _PROXIES = {"socks4": (1, 1), "socks5": (2, 3), "http": (4, 5)}  # libtorrent's proxy_type: without, with password

@@ -6,6 +6,11 @@ on a missing piece gives it a deadline with libtorrent, a claim on a piece that 
 libtorrent takes a torrent that wants nothing for finished, tells peers so, and seeds then hang up.  In its share mode
 it says nothing of the kind and stays connected; the mode's own choice of pieces is switched off by its settings.
 
+With seeds alone, what is wanted is asked for at once, in order.  In a *crowd*, where other readers of the same torrent
+are connected, that would make the seed send everything to everybody: there the pieces ahead are fetched rarest first,
+so that the readers get different ones and pass them on, and a read waits a little, each reader for another while,
+whether somebody else brings its piece before it asks for it with a deadline.
+
 Invariants: `here[p]` is set only after libtorrent has found the piece's hash right and its data is in the file;
 `_claims` holds positive counts; a piece with a claim is never dropped; `_handle` is None only inside `_drop`, which
 applies all claims anew at its end.
@@ -16,6 +21,8 @@ from __future__ import annotations
 import bisect
 import errno
 import logging
+import math
+import random
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -33,6 +40,7 @@ from nbdfs.errors import SourceError
 log = logging.getLogger(__name__)
 
 _TICK = 1.0  # seconds between two looks at peers, limits and resume data
+_GLANCE = 0.1  # seconds between two looks at who is connected, while somebody waits
 _SAVE_EVERY = 60  # ticks
 _REANNOUNCE_EVERY = 15  # ticks without a peer while somebody waits
 _SAVE_TIMEOUT = 2.0  # seconds
@@ -41,6 +49,9 @@ _FEWEST_PIECES = 8  # that a cache must hold: reads in flight and a little ahead
 _KEEP = 0.75  # share of the cache that is left when it overflowed
 _BLOCK = 16 << 10
 _STEP = 10  # milliseconds between the deadlines of pieces wanted together
+_POLITE = 4  # libtorrent's default priority
+_PATIENCE = 0.5  # seconds a read waits in a crowd before it insists, and
+_PATIENCE_EACH = 0.6  # so many more for each other reader, of which it takes a part by chance
 
 
 @dataclass(frozen=True)
@@ -63,6 +74,7 @@ class Torrent:
         self.cache = cache
         self.here = bytearray(metainfo.pieces)
         self.timeout: float = options.timeout
+        self.crowd = 0  # peers that are reading too
         self._session = session
         self._params = params
         self._options = options
@@ -70,6 +82,7 @@ class Torrent:
         self._claims: Counter[int] = Counter()
         self._waiting: Counter[int] = Counter()
         self._background = bytearray(metainfo.pieces)  # priorities of pieces that nobody claims
+        self._awaited = trio.Event()  # somebody waits
         self._arrivals: dict[int, trio.Event] = {}
         self._used: OrderedDict[int, None] = OrderedDict()  # pieces here, the one unused for longest first
         self._room = max(options.cache_size // metainfo.piece_length, _FEWEST_PIECES) if options.cache_size else 0
@@ -115,7 +128,10 @@ class Torrent:
         for index, piece in enumerate(pieces):
             self._claims[piece] += 1
             if not self.here[piece]:
-                self._want(piece, after + index * _STEP)
+                if self.crowd:
+                    self._want_politely(piece)
+                else:
+                    self._want(piece, after + index * _STEP)
 
     def release(self, pieces: Iterable[int]) -> None:
         """Want the pieces no more."""
@@ -212,20 +228,33 @@ class Torrent:
         if self._handle:
             self._handle.set_piece_deadline(piece, after)
 
+    def _want_politely(self, piece: int) -> None:
+        if self._handle:
+            self._handle.reset_piece_deadline(piece)
+            self._handle.piece_priority(piece, _POLITE)
+
     async def _arrived(self, piece: int) -> None:
         """Wait for one piece.  Raises SourceError if fetching it meets trouble."""
         self._waiting[piece] += 1
+        self._awaited.set()
+        patience = _PATIENCE + random.random() * _PATIENCE_EACH * self.crowd if self.crowd else math.inf  # noqa: S311
         try:
             while not self.here[piece]:
                 troubles = self._troubles
                 event = self._arrivals.setdefault(piece, trio.Event())
-                await event.wait()
+                with trio.move_on_after(patience) as scope:
+                    await event.wait()
+                if scope.cancelled_caught:
+                    patience = math.inf
+                    self._want(piece, 0)
                 if not self.here[piece] and self._troubles != troubles:
                     raise SourceError(errno.EIO, self._trouble, where="torrent", retryable=True)
         finally:
             self._waiting[piece] -= 1
             if not self._waiting[piece]:
                 del self._waiting[piece]
+                if not self._waiting:
+                    self._awaited = trio.Event()
                 self._arrivals.pop(piece, None)
 
     def _finished(self, piece: int) -> None:
@@ -268,7 +297,11 @@ class Torrent:
     async def _keep_house(self) -> None:
         ticks = lonely = 0
         while True:
-            await trio.sleep(_TICK)
+            with trio.move_on_after(_TICK):
+                while True:
+                    await self._awaited.wait()
+                    self._session.session.post_torrent_updates()
+                    await trio.sleep(_GLANCE)
             ticks += 1
             if not self._handle:
                 continue
@@ -301,6 +334,20 @@ class Torrent:
     def _on_status(self, alert: Any) -> None:
         for status in alert.status:
             self._status = status
+            was, self.crowd = self.crowd, status.num_peers - status.num_seeds
+            if bool(was) != bool(self.crowd) and self._handle:
+                self._change_manners()
+
+    def _change_manners(self) -> None:
+        flag = libtorrent.torrent_flags.sequential_download
+        if self.crowd or not self._options.sequential:
+            self._handle.unset_flags(flag)
+        else:
+            self._handle.set_flags(flag)
+        if self.crowd:
+            for piece in self._claims:
+                if not self.here[piece] and not self._waiting[piece]:
+                    self._want_politely(piece)
 
     def _on_peer(self, alert: Any) -> None:
         if "outgoing" in alert.message():

@@ -1,0 +1,299 @@
+"""The torrent source beside other programs: aria2 and transmission as peers, qemu and cryptsetup as users."""
+
+from __future__ import annotations
+
+import contextlib
+import http.server
+import json
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+
+from nbdfs.source import read
+from nbdfs.stack import open_stack
+from tests.mounts import Mounter
+from tests.tools import command, complaint, nbdfs
+from tests.torrents import ALONE, PIECE, VERSIONS, make_torrent, noise, seeding, tracking, write_files
+
+SIZE = 40 * PIECE + 99
+
+
+def free_port() -> int:
+    """A port that was free a moment ago."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@contextlib.contextmanager
+def running(words: list[str], home: Path) -> Iterator[None]:
+    """A program for the block."""
+    with open(home / "log", "wb") as log:
+        process = subprocess.Popen(words, stdout=log, stderr=log, env={**os.environ, "HOME": str(home)})
+        try:
+            yield
+        finally:
+            process.terminate()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def aria2(torrent: Path, folder: Path, home: Path) -> list[str]:
+    return ["aria2c", "--dir", str(folder), "--check-integrity=true", "--seed-ratio=0.0", "--enable-dht=false",
+            "--bt-enable-lpd=false", "--enable-peer-exchange=false", f"--listen-port={free_port()}",
+            "--no-conf", str(torrent)]  # fmt: skip
+
+
+def transmission(torrent: Path, folder: Path, home: Path) -> list[str]:
+    (home / "settings.json").write_text(json.dumps({
+        "dht-enabled": False, "lpd-enabled": False, "pex-enabled": False, "port-forwarding-enabled": False,
+        "utp-enabled": False, "bind-address-ipv4": "127.0.0.1", "download-dir": str(folder),
+    }))  # fmt: skip
+    return ["transmission-cli", "-g", str(home), "-w", str(folder), "-p", str(free_port()), "-M", str(torrent)]
+
+
+@pytest.mark.parametrize("program", [aria2, transmission])
+async def test_other_programs_seed(tmp_path: Path, program: object) -> None:
+    content = noise(SIZE)
+    write_files(tmp_path, {"disk.img": content})
+    home = tmp_path / "home"
+    home.mkdir()
+    with tracking() as tracker:
+        torrent = make_torrent(tmp_path, "disk.img", tracker=tracker.url)
+        with running(program(torrent, tmp_path, home), home):  # type: ignore[operator]
+            async with open_stack(f"torrent,{ALONE},timeout=60:{torrent}") as source:
+                assert await read(source, 20 * PIECE, 5) == content[20 * PIECE : 20 * PIECE + 5]
+                await trio.sleep(2)  # idle: neither may hang up for good
+                assert await read(source, 0, SIZE) == content
+
+
+async def test_aria2_downloads_from_a_mounted_torrent(tmp_path: Path) -> None:
+    content = noise(SIZE)
+    write_files(tmp_path, {"disk.img": content})
+    home = tmp_path / "home"
+    home.mkdir()
+    with tracking() as tracker:
+        torrent = make_torrent(tmp_path, "disk.img", tracker=tracker.url)
+        async with open_stack(f"torrent,{ALONE},timeout=60:{torrent}") as source:
+            with seeding(torrent, tmp_path):
+                await read(source, 0, SIZE)
+            words = ["aria2c", "--dir", str(home), "--seed-time=0", "--enable-dht=false", "--bt-enable-lpd=false",
+                     f"--listen-port={free_port()}", "--no-conf", str(torrent)]  # fmt: skip
+            with trio.fail_after(60):
+                await trio.run_process(words, capture_stdout=True)
+    assert (home / "disk.img").read_bytes() == content
+
+
+async def test_a_web_seed_is_enough(tmp_path: Path) -> None:
+    content = noise(SIZE)
+    write_files(tmp_path, {"disk.img": content})
+
+    class Ranges(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            first, _, last = self.headers["Range"].removeprefix("bytes=").partition("-")
+            part = content[int(first) : int(last) + 1]
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {first}-{last}/{SIZE}")
+            self.send_header("Content-Length", str(len(part)))
+            self.end_headers()
+            self.wfile.write(part)
+
+        def log_message(self, format: str, *arguments: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Ranges)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    try:
+        url = f"http://127.0.0.1:{server.server_address[1]}/disk.img"
+        torrent = make_torrent(tmp_path, "disk.img", private=True, web_seed=url)
+        async with open_stack(f"torrent,{ALONE},timeout=40:{torrent}") as source:
+            assert await read(source, 3 * PIECE, 100) == content[3 * PIECE : 3 * PIECE + 100]
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.mark.root
+async def test_a_full_disk_fails_the_read_and_room_heals_it(tmp_path: Path) -> None:
+    content = noise(64 * PIECE)
+    write_files(tmp_path, {"disk.img": content})
+    small = tmp_path / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "none", small], check=True)
+    try:
+        with tracking() as tracker:
+            torrent = make_torrent(tmp_path, "disk.img", tracker=tracker.url)
+            with seeding(torrent, tmp_path):
+                async with open_stack(f"torrent,{ALONE},timeout=30,cache={small}:{torrent}") as source:
+                    with pytest.raises(OSError, match="No space left"):
+                        await read(source, 0, 64 * PIECE)
+                    await trio.to_thread.run_sync(
+                        partial(subprocess.run, ["mount", "-o", "remount,size=8m", small], check=True)
+                    )
+                    with trio.fail_after(60):
+                        assert await read(source, 0, 64 * PIECE) == content
+    finally:
+        subprocess.run(["umount", "-l", small], check=True)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_directory_shows_the_files_and_only_reading_waits(tmp_path: Path, version: str) -> None:
+    files = {"many/a.img": noise(SIZE), "many/deep/b.img": noise(77, 2), "many/deep/empty": b""}
+    write_files(tmp_path, files)
+    target = tmp_path / "mnt"
+    target.mkdir()
+    with tracking() as tracker:
+        torrent = make_torrent(tmp_path, "many", version=version, tracker=tracker.url)
+        words = command("mount", "-P", str(tmp_path / "up"), f"torrent,{ALONE},timeout=60:{torrent}", target)
+        process = subprocess.Popen(words)
+        try:
+            wait_for((tmp_path / "up").exists)
+            found = {path.relative_to(target): path.stat().st_size for path in target.rglob("*") if path.is_file()}
+            assert found == {Path(name).relative_to("many"): len(content) for name, content in files.items()}
+            with seeding(torrent, tmp_path):
+                for name, content in files.items():
+                    assert (target / Path(name).relative_to("many")).read_bytes() == content
+            with pytest.raises(OSError, match="Read-only|Permission|not permitted"):
+                open(target / "a.img", "r+b")
+        finally:
+            started = time.monotonic()
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(20) == 0
+        assert time.monotonic() - started < 5
+        assert not list(target.iterdir())
+
+
+def wait_for(ready: object, seconds: float = 20.0) -> None:
+    end = time.monotonic() + seconds
+    while not ready():  # type: ignore[operator]
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.02)
+
+
+@pytest.mark.root
+def test_sigterm_in_the_middle_of_a_download_saves_what_came_and_leaves_at_once(tmp_path: Path, mount: Mounter) -> None:
+    content = noise(400 * PIECE)
+    write_files(tmp_path, {"disk.img": content})
+    cache = tmp_path / "cache"
+    with tracking() as tracker:
+        torrent = make_torrent(tmp_path, "disk.img", tracker=tracker.url)
+        spec = f"torrent,{ALONE},cache={cache}:{torrent}"
+        with seeding(torrent, tmp_path, upload_limit=1 << 20):
+            mounted = mount(spec)
+            reader = subprocess.Popen(["cat", mounted.file], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            time.sleep(2)
+            started = time.monotonic()
+            assert mounted.stop() == 0
+            assert time.monotonic() - started < 5
+            reader.wait(10)
+        shown = nbdfs("info", "--map=nbdfs:resident", "--json", spec)
+    extents = json.loads(shown.stdout)
+    assert sum(extent["length"] for extent in extents if extent["type"] == 0) >= 20 * PIECE
+
+
+# Boot code for address 0x7c00: the text goes to the first serial port, then qemu is told to exit with status 33.
+BOOT = bytes.fromhex("31c0 8ed8 be197c baf803 ac 84c0 7403 ee ebf8 b010 e6f4 f4 ebfd") + b"booted from a torrent\0"
+SECTOR = 2048
+
+
+def bootable_iso(size: int) -> bytes:
+    """An ISO 9660 image that El Torito boots from its middle; the rest is noise."""
+    image = bytearray(noise(size))
+    middle = size // SECTOR // 2
+    validation = bytearray(b"\1\0\0\0" + bytes(24) + b"\0\0\x55\xaa")
+    total = sum(int.from_bytes(validation[at : at + 2], "little") for at in range(0, 32, 2))
+    validation[28:30] = (-total & 0xFFFF).to_bytes(2, "little")
+    entry = b"\x88\0\0\0\0\0" + (4).to_bytes(2, "little") + middle.to_bytes(4, "little") + bytes(20)
+    sectors = {
+        16: b"\1CD001\1",
+        17: b"\0CD001\1" + b"EL TORITO SPECIFICATION".ljust(64, b"\0") + (19).to_bytes(4, "little"),
+        18: b"\xffCD001\1",
+        19: bytes(validation) + entry,
+        middle: BOOT,
+    }
+    for number, content in sectors.items():
+        image[number * SECTOR : (number + 1) * SECTOR] = content.ljust(SECTOR, b"\0")
+    return bytes(image)
+
+
+@pytest.mark.root
+def test_qemu_boots_an_iso_from_a_half_downloaded_torrent(tmp_path: Path) -> None:
+    size = 8 << 20
+    write_files(tmp_path, {"dvd.iso": bootable_iso(size)})
+    cache = tmp_path / "cache"
+    with tracking() as tracker:
+        torrent = make_torrent(tmp_path, "dvd.iso", tracker=tracker.url)
+        with seeding(torrent, tmp_path):
+            spec = f"torrent,{ALONE},cache={cache}:{torrent}"
+            done = subprocess.run(
+                command("run", spec, "--", "qemu-system-x86_64", "-cdrom", "{}", "-boot", "d", "-display", "none",
+                        "-serial", "stdio", "-net", "none", "-device", "isa-debug-exit,iobase=0xf4"),
+                capture_output=True, timeout=90,
+            )  # fmt: skip
+    assert b"booted from a torrent" in done.stdout
+    assert done.returncode == 33
+    (data,) = cache.glob("*/0")
+    assert data.stat().st_blocks * 512 < size
+
+
+async def test_luks_over_a_torrent(tmp_path: Path) -> None:
+    key, image = tmp_path / "key", tmp_path / "disk.luks"
+    key.write_bytes(b"secret")
+    secret = f"secret,id=s,file={key}"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "luks", "--object", secret, "-o", "key-secret=s,iter-time=10",
+                    image, "2M"], check=True)  # fmt: skip
+    options = f"driver=luks,key-secret=s,file.filename={image}"
+    subprocess.run(["qemu-io", "-c", "write -P 0x5a 1M 4k", "--object", secret, "--image-opts", options],
+                   check=True, stdout=subprocess.DEVNULL)  # fmt: skip
+    with tracking() as tracker:
+        torrent = make_torrent(tmp_path, "disk.luks", tracker=tracker.url)
+        with seeding(torrent, tmp_path):
+            async with open_stack(f"luks,passphrase=+{key}::torrent,{ALONE}:{torrent}") as source:
+                assert await read(source, 1 << 20, 4096) == b"\x5a" * 4096
+
+
+@pytest.mark.long
+async def test_eight_readers_ask_a_slow_seeder_for_hardly_more_than_one_image(tmp_path: Path) -> None:
+    content = noise(16 << 20)
+    write_files(tmp_path, {"disk.img": content})
+    finished = 0
+
+    async def reader(torrent: Path) -> None:
+        nonlocal finished
+        async with open_stack(f"torrent,{ALONE}:{torrent}") as source:
+            for at in range(0, len(content), 128 << 10):
+                assert await read(source, at, 128 << 10) == content[at : at + (128 << 10)]
+            finished += 1
+            while finished < 8:
+                await trio.sleep(0.1)
+
+    with tracking() as tracker:
+        torrent = make_torrent(tmp_path, "disk.img", tracker=tracker.url)
+        with seeding(torrent, tmp_path, upload_limit=1 << 20) as seeder:
+            async with trio.open_nursery() as nursery:
+                for _ in range(8):
+                    nursery.start_soon(reader, torrent)
+            assert seeder.sent <= 1.5 * len(content)
+
+
+def test_bad_torrents_are_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "bad.torrent").write_bytes(b"d4:infod4:name")
+    assert "bad.torrent" in complaint("info", f"torrent:{tmp_path}/bad.torrent")
+    assert "No such file" in complaint("info", f"torrent:{tmp_path}/none.torrent")
+    assert "hexadecimal" in complaint("info", "magnet:?xt=urn:btih:xyz", status=2)
