@@ -128,18 +128,21 @@ async def list_exports(target: Target, *, all_of_them: bool = True) -> tuple[Ser
         exports = []
         for name, description in named:
             try:
-                exports.append(await handshake.info(name))
+                export = await handshake.info(name)
             except HandshakeError as error:
                 if error.reply != nbd.REP_ERR_UNSUP:
                     raise
-                exports.append(replace(await _by_entering(target, name), description=description))
+                export = ExportFacts(name, 0, 0)
+            if not export.size:  # old servers find the size out for who enters only
+                export = await _by_entering(target, name)
+            exports.append(replace(export, description=export.description or description))
         await handshake.abort()
         channel.close()
     return handshake.facts, exports
 
 
 async def _by_entering(target: Target, name: str) -> ExportFacts:
-    """What an old server says about an export only to who enters it."""
+    """What the server says about an export to who enters it."""
     async with shaking_hands(target) as (channel, handshake):
         export = await handshake.go(name)
         _mux(channel, handshake).disconnect()
