@@ -26,17 +26,22 @@ _OTHER_KINDS = {
 }
 # What a page cache write or a look at holes never waits for another machine or process on (linux/magic.h).
 _LOCAL = {0xEF53: "ext4", 0x58465342: "xfs", 0x9123683E: "btrfs", 0x01021994: "tmpfs", 0xF2F52010: "f2fs"}
+_RESIDENT = {0x01021994: "tmpfs"}
 
 
 @dataclass(frozen=True)
 class Opened:
-    """An open file: `size` in bytes, `block` the alignment its requests need, `local` that its page cache is near."""
+    """An open file: `size` in bytes, `block` the alignment its requests need.
+
+    `local`: its page cache is near.  `resident`: its page cache is all there is of it.
+    """
 
     fd: int
     size: int
     block: int
     device: bool
     local: bool
+    resident: bool
 
 
 def open_path(path: str, *, readonly: bool, direct: bool, lock: bool) -> Opened:
@@ -61,7 +66,8 @@ def open_path(path: str, *, readonly: bool, direct: bool, lock: bool) -> Opened:
             log.warning(
                 "%s: the last %d bytes are left out: direct access is by blocks of %d", path, whole - size, block
             )
-        return Opened(fd, size, block, device, not device and libc.filesystem_type(fd) in _LOCAL)
+        kind = 0 if device else libc.filesystem_type(fd)
+        return Opened(fd, size, block, device, kind in _LOCAL, kind in _RESIDENT)
     except BaseException:
         os.close(fd)
         raise

@@ -56,6 +56,7 @@ class File(Source):
     async def __aenter__(self) -> Self:
         self._file = await trio.to_thread.run_sync(self._open)
         self._fd = self._file.fd
+        self._read_flags = 0 if self._file.resident else os.RWF_NOWAIT  # which tmpfs refuses, having no need of it
         caps = _CAPS
         if not self._readonly:
             caps |= _WRITING | (Caps.TRIM if self._options.discard else Caps.NONE)
@@ -83,7 +84,7 @@ class File(Source):
         done = 0
         if not self._options.direct:
             try:
-                done = os.preadv(self._fd, [buffer], offset, os.RWF_NOWAIT)
+                done = os.preadv(self._fd, [buffer], offset, self._read_flags)
             except OSError:  # not in the page cache, or a file system that cannot tell: a thread will see
                 done = 0
         if done < len(buffer):

@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -196,6 +197,16 @@ async def test_a_slow_write_sends_the_next_to_a_thread(image: Path, monkeypatch:
         await door.pwrite(memoryview(b"x"), 0)
         await door.pwrite(memoryview(b"x"), 0)
         assert threads == [False, False, True]
+
+
+async def test_a_file_in_memory_is_read_without_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.NamedTemporaryFile(dir="/dev/shm") as file:  # a tmpfs, which refuses RWF_NOWAIT
+        file.write(b"resident" * 512)
+        file.flush()
+        async with open_stack(file.name, readonly=True) as source:
+            monkeypatch.setattr(trio.to_thread, "run_sync", lambda *_, **__: pytest.fail("a thread was used"))
+            assert await read(source, 8, 8) == b"resident"
+            monkeypatch.undo()
 
 
 async def test_a_read_that_hangs_is_cancelled_at_once(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
