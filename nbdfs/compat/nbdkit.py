@@ -36,6 +36,10 @@ def run(argv: Sequence[str]) -> int:
     parser = _parser()
     arguments = parser.parse_intermixed_args(list(argv))
     set_up_logging(2 if arguments.verbose else 0)
+    if arguments.dump_config:
+        major, minor, _ = VERSION.split(".")
+        print(f"name=nbdkit\nversion={VERSION}\nversion_major={major}\nversion_minor={minor}\ntls=yes\nzstd=no")
+        return 0
     if not arguments.words:
         raise UsageError("a plugin is missing: write nbdkit PLUGIN [KEY=VALUE...]")
     name, *words = _with_files(arguments.words)
@@ -70,6 +74,7 @@ def _parser() -> Parser:
     add("-v", "--verbose", action="store_true", help="say more")
     add("--exit-with-parent", action="store_true", help="end when the parent does")
     add("--dump-plugin", action="store_true", help="tell about the plugin")
+    add("--dump-config", action="store_true", help="tell about the program")
     add("--no-sr", action="store_true", help="no structured replies")
     add("-V", "--version", action="version", version=f"nbdkit {VERSION} (nbdfs)")
     _serving.add_tls_arguments(parser)
@@ -81,10 +86,10 @@ def _parser() -> Parser:
 
 
 def _with_files(words: Sequence[str]) -> list[str]:
-    """The words, each @FILE replaced by the words in that file."""
+    """The words, each @FILE replaced by the words in that file (a data string may begin with @ too)."""
     found: list[str] = []
     for word in words:
-        if not word.startswith("@"):
+        if not word.startswith("@") or not os.path.isfile(word[1:]):
             found.append(word)
             continue
         try:
@@ -110,7 +115,7 @@ def _filter(name: str) -> Filter:
 def _spec(name: str, words: Sequence[str], filters: Sequence[str]) -> Spec:
     """The stack that a plugin, its filters and their keys make."""
     plugin = _plugin(name)
-    pairs = [_pair(plugin, word, first=not at) for at, word in enumerate(words)]
+    pairs = [_pair(plugin, word) for word in words]
     plugin = next((VARIANTS[name, key] for key, _ in pairs if (name, key) in VARIANTS), plugin)
     taken: list[list[tuple[str, str]]] = [[] for _ in filters]
     options: list[tuple[str, str]] = []
@@ -131,12 +136,12 @@ def _spec(name: str, words: Sequence[str], filters: Sequence[str]) -> Spec:
     return Spec(layers, Segment(plugin.source, tuple(options)), "", argument)
 
 
-def _pair(plugin: Plugin, word: str, *, first: bool) -> tuple[str, str]:
-    """KEY=VALUE; the first word may leave out the plugin's magic key."""
+def _pair(plugin: Plugin, word: str) -> tuple[str, str]:
+    """KEY=VALUE, where the plugin's magic key may be left out."""
     key, equals, value = word.partition("=")
     if equals and key.replace("-", "").replace("_", "").isalnum() and key[:1].isalpha():
         return key, value
-    if plugin.argument and first:
+    if plugin.argument:
         return plugin.argument[0], word
     raise UsageError(f"nbdkit: '{word}' is not KEY=VALUE")
 
