@@ -7,6 +7,7 @@ they are, so that taking over the rest of a block from below can never undo anot
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -171,7 +172,8 @@ async def open_cow(below: Source, options: CowOptions, context: OpenContext) -> 
             options.overlay, base, options.block, accept=options.accept_base, readonly=context.readonly
         )
     else:
-        overlay = temporary_overlay(below.info.size, options.block, memory=options.memory)
+        memory = options.memory or (Caps.IMMEDIATE in below.info.caps and below.info.size <= _share_of_memory())
+        overlay = temporary_overlay(below.info.size, options.block, memory=memory)
     try:
         yield Cow(below, overlay)
     finally:
@@ -180,6 +182,11 @@ async def open_cow(below: Source, options: CowOptions, context: OpenContext) -> 
                 await overlay.flush()
             finally:
                 overlay.close()
+
+
+def _share_of_memory() -> int:
+    """Bytes of memory that an overlay over memory may take without being asked to."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
 
 
 async def describe_base(base: Source) -> Base:

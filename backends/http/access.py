@@ -46,6 +46,7 @@ class Access:
         self._cookies = _load_cookies(options.cookie_file) if options.cookie_file else None
         self._renewing = trio.Lock()
         self._renewals = 0
+        self._prepared: dict[str, list[tuple[str, str]]] = {}  # headers that stay the same, by URL
 
     @property
     def shown(self) -> str:
@@ -78,6 +79,7 @@ class Access:
             if not (moved or self._options.url_script or self._options.header_script):
                 return False
             self._renewals += 1
+            self._prepared.clear()
             return True
 
     def challenge(self, method: str, url: str, headers: Mapping[str, str]) -> bool:
@@ -89,17 +91,23 @@ class Access:
             return False  # the login itself was refused
         self._digest = self._digest or Digest(self._user, self._password)
         self._digest.challenged(method, url, headers)
+        self._prepared.clear()
         return True
 
     def headers(self, method: str, url: str, extra: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
         """All headers of a request."""
-        result = [("Host", urllib.parse.urlsplit(url).netloc), *_PLAIN, *extra]
+        if url not in self._prepared:
+            self._prepared = {url: self._lasting_headers(url)}  # the last URL is nearly always the next
+        result = [*self._prepared[url], *extra]
+        if self._digest and _same_origin(url, self.url):
+            result.append(("Authorization", self._digest.authorization(method, url)))
+        return result
+
+    def _lasting_headers(self, url: str) -> list[tuple[str, str]]:
+        result = [("Host", urllib.parse.urlsplit(url).netloc), *_PLAIN]
         if _same_origin(url, self.url):
-            result += self._fixed
-            result += self._scripted
-            if self._digest:
-                result.append(("Authorization", self._digest.authorization(method, url)))
-            elif self._user:
+            result += self._fixed + self._scripted
+            if self._user and not self._digest:
                 login = base64.b64encode(f"{self._user}:{self._password}".encode()).decode()
                 result.append(("Authorization", f"Basic {login}"))
         if self._cookies:

@@ -201,6 +201,7 @@ async def test_a_failed_flush_stays_a_failure(tmp_path: Path, monkeypatch: pytes
 
 
 @given(st.binary(max_size=64))
+@settings(deadline=None)
 def test_runs_of_ones(page: bytes) -> None:
     bits = [index for index in range(len(page) * 8) if page[index // 8] >> (index % 8) & 1]
     runs = list(_runs_of_ones(page))
@@ -209,7 +210,7 @@ def test_runs_of_ones(page: bytes) -> None:
 
 
 @given(st.sets(st.integers(0, 700), max_size=60))
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 async def test_the_index_survives(tmp_path_factory: pytest.TempPathFactory, blocks: set[int]) -> None:
     path = str(tmp_path_factory.mktemp("index") / "o")
     base = Ram(bytes(512 * 701))
@@ -291,3 +292,11 @@ async def test_what_is_below_a_cow_is_opened_without_write_access(monkeypatch: p
         async with open_stack(spec) as source:
             assert Caps.WRITE in source.info.caps
     assert seen == [True, False]
+
+
+@pytest.mark.parametrize(("spec", "memory"), [("memory:1M", True), ("memory:8T", False), ("file:{}", False)])
+async def test_an_overlay_over_memory_is_in_memory(spec: str, memory: bool, tmp_path: Path) -> None:
+    (tmp_path / "image").write_bytes(bytes(4096))
+    async with open_stack("cow::" + spec.format(tmp_path / "image")) as layer:
+        assert layer.below._content.in_memory is memory  # type: ignore[attr-defined]
+        assert (Caps.IMMEDIATE in layer.info.caps) is memory
