@@ -1,0 +1,234 @@
+"""The nbd source and servers that lie, stall or break the protocol: an errno or one line, in time, never wrong data."""
+
+from __future__ import annotations
+
+import errno
+import struct
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+import nbdfs.nbd.client
+from nbdfs.errors import UserError
+from nbdfs.nbd.proto import constants as nbd
+from nbdfs.source import read
+from nbdfs.stack import open_stack
+
+SIZE = 1 << 20
+Serve = Callable[[trio.SocketStream], Awaitable[None]]
+
+
+@asynccontextmanager
+async def server(folder: Path, serve: Serve) -> AsyncIterator[str]:
+    """A server on a Unix socket that handles each connection with `serve`; gives the URI."""
+    path = folder / "socket"
+
+    async def guarded(stream: trio.SocketStream) -> None:
+        async with stream:
+            try:
+                await serve(stream)
+            except (trio.BrokenResourceError, trio.ClosedResourceError, EOFError):
+                return
+
+    listener = trio.socket.socket(trio.socket.AF_UNIX)
+    await listener.bind(str(path))
+    listener.listen(16)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.serve_listeners, guarded, [trio.SocketListener(listener)])
+        yield f"nbd+unix:///?socket={path}"
+        nursery.cancel_scope.cancel()
+
+
+async def exactly(stream: trio.SocketStream, length: int) -> bytes:
+    data = b""
+    while len(data) < length:
+        more = await stream.receive_some(length - len(data))
+        if not more:
+            raise EOFError
+        data += bytes(more)
+    return data
+
+
+async def greet(stream: trio.SocketStream, size: int = SIZE) -> None:
+    """A handshake without structured replies, up to the transmission phase."""
+    await stream.send_all(struct.pack(">QQH", nbd.INIT_MAGIC, nbd.OPTION_MAGIC, 3))
+    await exactly(stream, 4)
+    while True:
+        _, option, length = struct.unpack(">QII", await exactly(stream, 16))
+        await exactly(stream, length)
+        if option == nbd.OPT_GO:
+            info = struct.pack(">HQH", nbd.INFO_EXPORT, size, nbd.FLAG_HAS_FLAGS | nbd.FLAG_SEND_FLUSH)
+            await reply(stream, option, nbd.REP_INFO, info)
+            await reply(stream, option, nbd.REP_ACK)
+            return
+        await reply(stream, option, nbd.REP_ERR_UNSUP)
+
+
+async def reply(stream: trio.SocketStream, option: int, kind: int, data: bytes = b"") -> None:
+    await stream.send_all(struct.pack(">QIII", nbd.REPLY_MAGIC, option, kind, len(data)) + data)
+
+
+async def request(stream: trio.SocketStream) -> tuple[int, int, int, int]:
+    """(command, cookie, offset, length) of the next request."""
+    _, _, command, cookie, offset, length = struct.unpack(">IHHQQI", await exactly(stream, 28))
+    if command == nbd.CMD_WRITE:
+        await exactly(stream, length)
+    return command, cookie, offset, length
+
+
+def simple(error: int, cookie: int, payload: bytes = b"") -> bytes:
+    return struct.pack(">IIQ", nbd.SIMPLE_REPLY_MAGIC, error, cookie) + payload
+
+
+async def silent(stream: trio.SocketStream) -> None:
+    await trio.sleep_forever()
+
+
+async def web(stream: trio.SocketStream) -> None:
+    await stream.send_all(b"HTTP/1.1 400 Bad Request\r\n\r\n" + bytes(200))
+
+
+async def hang_up(stream: trio.SocketStream) -> None:
+    return
+
+
+async def lying_about_size(stream: trio.SocketStream) -> None:
+    await greet(stream, (1 << 63) + 5)
+
+
+async def huge_option_reply(stream: trio.SocketStream) -> None:
+    await stream.send_all(struct.pack(">QQH", nbd.INIT_MAGIC, nbd.OPTION_MAGIC, 3))
+    await exactly(stream, 20)
+    await stream.send_all(struct.pack(">QIII", nbd.REPLY_MAGIC, nbd.OPT_EXTENDED_HEADERS, nbd.REP_ACK, 1 << 31))
+    await trio.sleep_forever()
+
+
+async def endless_replies(stream: trio.SocketStream) -> None:
+    await stream.send_all(struct.pack(">QQH", nbd.INIT_MAGIC, nbd.OPTION_MAGIC, 3))
+    await exactly(stream, 20)
+    while True:
+        await stream.send_all(struct.pack(">QIII", nbd.REPLY_MAGIC, nbd.OPT_EXTENDED_HEADERS, nbd.REP_INFO, 0) * 1000)
+
+
+@pytest.mark.parametrize(
+    ("serve", "complaint"),
+    [
+        (silent, "does not answer"),
+        (web, "not an NBD server"),
+        (hang_up, "closed the connection|reset"),
+        (lying_about_size, "a file can have"),
+        (huge_option_reply, "broke the protocol"),
+        (endless_replies, "never ends its replies"),
+    ],
+)
+async def test_refused_at_the_start_in_one_line(
+    serve: Serve, complaint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nbdfs.nbd.client, "_HANDSHAKE_TIMEOUT", 1.0 if serve is silent else 15.0)
+    async with server(tmp_path, serve) as uri:
+        with trio.fail_after(15), pytest.raises(UserError, match=complaint) as caught:
+            async with open_stack(uri):
+                pass
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("wrong", ["cookie", "magic", "twice"])
+async def test_a_broken_reply_fails_what_is_in_flight_and_the_next_connection_works(wrong: str, tmp_path: Path) -> None:
+    connections = 0
+
+    async def serve(stream: trio.SocketStream) -> None:
+        nonlocal connections
+        connections += 1
+        first = connections == 1
+        await greet(stream)
+        while True:
+            _, cookie, _, length = await request(stream)
+            good = simple(0, cookie, bytes(length))
+            bad = {"cookie": simple(0, cookie + 1, bytes(length)), "magic": bytes(64), "twice": good * 2}[wrong]
+            await stream.send_all(bad if first else good)
+
+    async with server(tmp_path, serve) as uri:
+        async with open_stack(f"nbd,timeout=5,readahead=0::{uri}") as source:
+            failed = 0
+            for _ in range(3):
+                try:
+                    with trio.fail_after(5):
+                        assert await read(source, 0, 4096) == bytes(4096)
+                except OSError as error:
+                    failed += 1
+                    assert error.errno == errno.EIO
+            assert failed == (0 if wrong == "twice" else 1)
+    assert connections == 2
+
+
+async def test_a_server_that_never_answers_costs_one_timeout(tmp_path: Path) -> None:
+    async def serve(stream: trio.SocketStream) -> None:
+        await greet(stream)
+        await trio.sleep_forever()
+
+    async with server(tmp_path, serve) as uri:
+        async with open_stack(f"nbd,timeout=0.5::{uri}") as source:
+            begin = time.monotonic()
+            with pytest.raises(OSError) as caught:
+                await read(source, 0, 4096)
+            assert caught.value.errno == errno.EIO
+            assert time.monotonic() - begin < 5
+            with trio.move_on_after(0.1) as scope:  # a killed reader is released at once
+                await read(source, 0, 4096)
+            assert scope.cancelled_caught
+
+
+async def test_a_server_that_shuts_down_is_asked_again(tmp_path: Path) -> None:
+    connections = 0
+
+    async def serve(stream: trio.SocketStream) -> None:
+        nonlocal connections
+        connections += 1
+        await greet(stream)
+        while True:
+            _, cookie, _, length = await request(stream)
+            answer = simple(0, cookie, bytes(length)) if connections > 2 else simple(108, cookie)  # ESHUTDOWN
+            await stream.send_all(answer)
+
+    async with server(tmp_path, serve) as uri:
+        async with open_stack(f"nbd,readahead=0::{uri}") as source:
+            with trio.fail_after(10):
+                assert await read(source, 0, 4096) == bytes(4096)
+    assert connections == 3
+
+
+async def test_a_write_given_up_cannot_undo_a_later_one(tmp_path: Path) -> None:
+    """The first write is carried out late; the second, of the same bytes, must not be sent before."""
+    log: list[str] = []
+    slow = trio.Event()
+
+    async def serve(stream: trio.SocketStream) -> None:
+        await greet(stream)
+        async with trio.open_nursery() as nursery:
+
+            async def answer(command: int, cookie: int, delay: bool) -> None:
+                if delay:
+                    await slow.wait()
+                log.append(f"{command} done")
+                await stream.send_all(simple(0, cookie))
+
+            count = 0
+            while True:
+                command, cookie, _, _ = await request(stream)
+                log.append(f"{command} came")
+                count += 1
+                nursery.start_soon(answer, command, cookie, count == 1)
+
+    async with server(tmp_path, serve) as uri:
+        async with open_stack(uri) as source:
+            with trio.move_on_after(0.1):
+                await source.pwrite(memoryview(b"old!"), 0)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(source.pwrite, memoryview(b"new!"), 2)
+                await source.pwrite(memoryview(b"else"), 100)  # other bytes are not held up
+                slow.set()
+    assert log[:6] == ["1 came", "1 came", "1 done", "1 done", "1 came", "1 done"]
