@@ -55,7 +55,7 @@ class Mounter:
 
     def __call__(self, spec: str, *words: str, name: str = "disk.img", ready: bool = True) -> Mounted:
         file = self.folder / name
-        up = self.folder / f"{name}.{len(self.started)}.pid"
+        up = self.folder / f"{file.name}.{len(self.started)}.pid"
         command = [*self.prefix, *nbdfs("mount", *self.options, *words, "-P", str(up), spec, str(file))]
         mounted = Mounted(file, subprocess.Popen(command, text=True, stderr=subprocess.PIPE))
         self.started.append(mounted)

@@ -51,6 +51,7 @@ class DataPlane:
         self._buffers = BufferPool(wire.REQUEST_SIZE, keep=8)
         self._operations = Operations(tree, self._buffers)
         self._running: dict[int, _Flight] = {}
+        self._reading = trio.CancelScope()
         self._room = trio.Semaphore(_MOST_TASKS)
         self._poll_ns = _POLL_NS if poll else 0
         self._handlers: dict[int, Callable[[Request, File], Awaitable[None]]] = {
@@ -65,10 +66,15 @@ class DataPlane:
         }
 
     async def run(self) -> None:
-        """Serve until the mount is gone; what is in flight then is cancelled."""
+        """Serve until the mount is gone: then what is in flight is cancelled; or until `finish`: then it is answered."""
         async with trio.open_nursery() as nursery:
-            await self._loop(nursery)
-            nursery.cancel_scope.cancel()
+            with self._reading:
+                await self._loop(nursery)
+                nursery.cancel_scope.cancel()
+
+    def finish(self) -> None:
+        """Take no more requests, so that clients of a detached mount do not keep it going."""
+        self._reading.cancel()
 
     async def _loop(self, nursery: trio.Nursery) -> None:
         buffer = self._buffers.take()

@@ -1,7 +1,7 @@
 """A mount from beginning to end: both planes running, and an orderly stop.
 
 Stopping goes: unmount (the kernel then writes back all it holds and closes every file), or if the mount is busy, write
-back what open files hold, then detach; then the data plane ends by itself, or at the deadline is cut off.
+back what open files hold, detach, and answer what is in flight; then the connection is cut.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 _READY_TIMEOUT = 20.0  # seconds from mount to the kernel's INIT
 _STOP_TIMEOUT = 30.0  # seconds for everything after the block
-_GRACE = 5.0  # seconds that requests in flight get once the mount is detached
+_GRACE = 3.0  # seconds that requests in flight get once the mount is detached
 _READ_AHEAD = 4096  # KiB, if we may set it
 _MAX_BACKGROUND = 64
 _HONEST_RANGE_SYNC = 45  # protocol minor from which sync_file_range(2) really waits for FUSE writes (Linux 6.16 on)
@@ -111,13 +111,14 @@ async def mounted(
     device = await trio.to_thread.run_sync(mounting.mount, target, kind, options)
     session = Session(target, tree, options, device, Passthrough(device.descriptor))
     link = ControlLink(device.descriptor, session.negotiate)
+    plane = DataPlane(device.descriptor, tree, link, timeout=options.timeout, poll=options.poll)
     try:
         async with trio.open_nursery() as nursery:
             control = ControlPlane(session, link.opened, nursery, attributes)
             pyfuse3.init(control, f"/dev/fd/{link.theirs}", set())
             nursery.start_soon(link.carry_replies)
             nursery.start_soon(pyfuse3.main)
-            nursery.start_soon(_serve, session, link)
+            nursery.start_soon(_serve, session, plane)
             try:
                 await _come_up(session)
                 for file in tree.files():
@@ -125,7 +126,7 @@ async def mounted(
                 yield session
             finally:
                 with trio.move_on_after(_STOP_TIMEOUT, shield=True) as scope:
-                    await _stop(session)
+                    await _stop(session, plane)
                 if scope.cancelled_caught:
                     log.error("%s was not unmounted within %g s", target, _STOP_TIMEOUT)
             nursery.cancel_scope.cancel()
@@ -135,9 +136,7 @@ async def mounted(
         device.close()
 
 
-async def _serve(session: Session, link: ControlLink) -> None:
-    options = session.options
-    plane = DataPlane(session.device.descriptor, session.tree, link, timeout=options.timeout, poll=options.poll)
+async def _serve(session: Session, plane: DataPlane) -> None:
     await plane.run()
     session.ended.set()
 
@@ -167,13 +166,14 @@ def _raise_read_ahead(target: str) -> None:
         log.info("the kernel's read-ahead stays as it is: %s", error.strerror)
 
 
-async def _stop(session: Session) -> None:
+async def _stop(session: Session, plane: DataPlane) -> None:
     if not session.ended.is_set():
         try:
             await trio.to_thread.run_sync(mounting.unmount, session.target, abandon_on_cancel=True)
         except OSError as error:
             if error.errno == errno.EBUSY:
                 await _detach(session)
+                plane.finish()
             elif error.errno != errno.EINVAL:  # EINVAL: somebody else has unmounted it
                 raise
     with trio.move_on_after(_GRACE):

@@ -1,0 +1,188 @@
+"""A mount's life: coming up, in the background, under load when it ends, over awkward places."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import mmap
+import os
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.mounts import SECONDS, Mounter, is_mounted, nbdfs, wait_until
+
+SIZE = 16 << 20
+BLOCK = 4096
+
+
+def ended(pid: int) -> bool:
+    """Whether a process is gone, but perhaps for its parent's last look."""
+    with contextlib.suppress(FileNotFoundError):
+        return "Z (zombie)" in Path(f"/proc/{pid}/status").read_text()
+    return True
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_nothing_acknowledged_is_lost_when_it_ends_under_load(mount: Mounter, number: int) -> None:
+    image = mount.folder / "image"
+    mount.do(lambda: image.write_bytes(bytes(SIZE)))
+    mounted = mount(str(image))
+    acknowledged: list[int] = []
+
+    def write() -> None:
+        descriptor = os.open(mounted.file, os.O_RDWR)
+        try:
+            for block in range(SIZE // BLOCK):
+                os.pwrite(descriptor, block.to_bytes(8, "big") * (BLOCK // 8), block * BLOCK)
+                acknowledged.append(block)
+        except OSError as error:
+            assert error.errno in (errno.ENOTCONN, errno.ECONNABORTED, errno.EIO)
+        finally:
+            try:
+                os.close(descriptor)
+            except OSError as error:
+                assert error.errno == errno.ENOTCONN
+
+    writer = threading.Thread(target=lambda: mount.do(write))
+    writer.start()
+    wait_until(lambda: len(acknowledged) > 50, "the first writes")
+    assert mounted.stop(number) == 0
+    writer.join(SECONDS)
+    assert not writer.is_alive()
+    assert not is_mounted(mounted.file)
+    stored = image.read_bytes()
+    for block in acknowledged:
+        assert stored[block * BLOCK :][:BLOCK] == block.to_bytes(8, "big") * (BLOCK // 8), block
+
+
+def test_stored_through_mmap_is_kept_when_it_ends(mount: Mounter) -> None:
+    image = mount.folder / "image"
+    mount.do(lambda: image.write_bytes(bytes(SIZE)))
+    mounted = mount(str(image))
+
+    def store() -> None:
+        with mounted.file.open("r+b") as disk, mmap.mmap(disk.fileno(), SIZE) as memory:
+            memory[5 * BLOCK : 6 * BLOCK] = b"m" * BLOCK
+            subprocess.run(["kill", str(mounted.process.pid)], check=True)
+            mounted.process.wait(SECONDS)
+
+    with contextlib.suppress(OSError):  # the file is closed when its mount is gone
+        mount.do(store)
+    assert image.read_bytes()[5 * BLOCK : 6 * BLOCK] == b"m" * BLOCK
+
+
+def test_background(mount: Mounter) -> None:
+    file, pids, log = (mount.folder / name for name in ("disk", "pid", "log"))
+    words = nbdfs("mount", "-b", "-v", "-P", str(pids), "--log-file", str(log), "memory:1M", str(file))
+    mount.run(*words)
+    assert is_mounted(file)  # the command returned, so the mount is up
+    assert mount.do(lambda: file.stat().st_size) == 1 << 20
+    assert f"memory:1M on {file}" in log.read_text()
+    pid = int(pids.read_text())
+    mount.run(*nbdfs("umount", str(file)))
+    assert ended(pid)  # umount waits for the process
+    assert not pids.exists()
+    assert not file.exists()
+
+
+def test_background_tells_that_it_did_not_come_up(mount: Mounter) -> None:
+    done = mount.run(*nbdfs("mount", "-b", "./no/such/image", str(mount.folder / "disk")), check=False)
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert not (mount.folder / "disk").exists()
+
+
+def test_existing_file_comes_back(mount: Mounter) -> None:
+    covered = mount.folder / "covered"
+    mount.do(lambda: covered.write_text("what was there"))
+    mounted = mount("memory:1M", name="covered")
+    assert mount.do(lambda: covered.stat().st_size) == 1 << 20
+    assert mounted.stop() == 0
+    assert covered.read_text() == "what was there"
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("mount", ["passthrough", "data plane"], indirect=True)
+def test_over_a_file_in_a_read_only_directory(mount: Mounter) -> None:
+    folder = mount.folder / "readonly"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(folder)], check=True)
+    try:
+        (folder / "disk.img").touch()
+        subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
+        mounted = mount("memory:1M", name="readonly/disk.img")
+        assert mounted.file.stat().st_size == 1 << 20
+        assert mounted.stop() == 0
+        assert mounted.file.stat().st_size == 0
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_source_that_shrinks_or_vanishes(mount: Mounter) -> None:
+    image = mount.folder / "image"
+    mount.do(lambda: image.write_bytes(b"x" * SIZE))
+    file = mount(str(image)).file
+
+    def look() -> None:
+        with file.open("rb", buffering=0) as disk:
+            os.truncate(image, SIZE // 2)
+            assert os.pread(disk.fileno(), BLOCK, 0) == b"x" * BLOCK
+            with pytest.raises(OSError) as caught:
+                os.pread(disk.fileno(), BLOCK, SIZE - BLOCK)
+            assert caught.value.errno == errno.EIO
+            image.unlink()
+            assert os.pread(disk.fileno(), BLOCK, SIZE // 4) == b"x" * BLOCK
+
+    mount.do(look)
+
+
+def test_mounted_over_itself(mount: Mounter) -> None:
+    image = mount.folder / "image"
+    mount.do(lambda: image.write_bytes(b"x" * SIZE))
+    mounted = mount(f"offset,offset=4096::{image}", name="image")
+    assert mount.do(lambda: image.stat().st_size) == SIZE - 4096
+    assert mounted.stop() == 0
+    assert image.stat().st_size == SIZE
+
+
+def test_run(mount: Mounter) -> None:
+    done = mount.run(*nbdfs("run", "memory:1M", "--", "sh", "-c", "stat -c %s {}; echo {} >&2; exit 3"), check=False)
+    assert (done.returncode, done.stdout) == (3, f"{1 << 20}\n")
+    assert not Path(done.stderr.strip()).exists()
+
+
+def test_run_ends_its_command_with_it(mount: Mounter) -> None:
+    words = nbdfs("run", "memory:1M", "--", "sh", "-c", "echo {}; exec sleep 1000")
+    with subprocess.Popen([*mount.prefix, *words], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        file = Path(process.stdout.readline().strip())
+        process.terminate()
+        assert process.wait(SECONDS) in (0, 128 + signal.SIGTERM)
+    assert not is_mounted(file)
+    assert not file.exists()
+
+
+def test_idle_mount_takes_no_cpu(mount: Mounter) -> None:
+    mounted = mount("memory:1G")
+    mount.do(mounted.file.stat)
+
+    def switches() -> int:
+        status = Path(f"/proc/{mounted.process.pid}/status").read_text()
+        return int(status.split("voluntary_ctxt_switches:")[1].split()[0])
+
+    before = switches()
+    time.sleep(1)
+    assert switches() - before < 5
+
+
+def test_empty_pool_of_huge_pages_is_found_out_at_the_start(mount_data_plane: Mounter) -> None:
+    mounted = mount_data_plane("memory,hugepages:1T", ready=False)
+    assert mounted.process.wait(SECONDS) == 1
+    assert mounted.process.stderr
+    assert len(mounted.process.stderr.read().splitlines()) == 1
+    assert not mounted.file.exists()
