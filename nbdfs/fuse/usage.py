@@ -7,6 +7,7 @@ figure never waits.
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 
@@ -14,6 +15,8 @@ import trio
 
 from nbdfs.checked import Checked
 from nbdfs.source import HOLE, Caps
+
+log = logging.getLogger(__name__)
 
 _SECONDS = 0.2  # how long one count may take
 _EVERY = 1.0  # seconds between counts while the content changes
@@ -60,6 +63,8 @@ class Usage:
                     await trio.lowlevel.checkpoint()
         except OSError:
             self._stale = True  # the next count may do better; until then the rest counts as allocated
+        except Exception:  # a task of its own: what it raised would end the mount
+            log.exception("%s: counting what is allocated failed", self._source.info.description)
         finally:
             self._counting = False
             self._counted = time.monotonic()
