@@ -6,6 +6,8 @@ import os
 import stat
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -67,12 +69,15 @@ def unprivileged() -> list[str]:
 
 
 @pytest.fixture
-def nobody_path(tmp_path: Path) -> Path:
-    """A folder of the user that `unprivileged` is, reachable by it."""
-    folder = tmp_path / "nobody"
-    folder.mkdir()
-    if os.geteuid() == 0:
-        os.chown(folder, NOBODY, NOBODY)
-        for parent in tmp_path, *tmp_path.parents[:2]:  # pytest closes its own folders to others
-            parent.chmod(parent.stat().st_mode | 0o011)
-    return folder
+def nobody_path() -> Iterator[Path]:
+    """A folder of the user that `unprivileged` is, reachable by it, in an empty folder of ours.
+
+    It is not in pytest's own folder, which each run of pytest closes to other users.
+    """
+    with tempfile.TemporaryDirectory(prefix="nbdfs-test-") as outer:
+        Path(outer).chmod(0o711)
+        folder = Path(outer) / "nobody"
+        folder.mkdir()
+        if os.geteuid() == 0:
+            os.chown(folder, NOBODY, NOBODY)
+        yield folder
