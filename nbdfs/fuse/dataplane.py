@@ -66,7 +66,7 @@ class DataPlane:
         }
 
     async def run(self) -> None:
-        """Serve until the mount is gone: then what is in flight is cancelled; or until `finish`: then it is answered."""
+        """Serve until the mount is gone (what is in flight is cancelled) or until `finish` (it is answered)."""
         async with trio.open_nursery() as nursery:
             with self._reading:
                 await self._loop(nursery)
