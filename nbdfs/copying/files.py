@@ -7,7 +7,6 @@ import stat
 
 import trio
 
-from nbdfs.backends.file.opening import open_path
 from nbdfs.copying.zeroes import runs
 from nbdfs.errors import UserError
 from nbdfs.source import Backing
@@ -55,6 +54,8 @@ def create(path: str, size: int) -> None:
 
     A file that another program has locked is left as it is.  Raises UserError.
     """
+    from nbdfs.backends.file.opening import open_path
+
     try:
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666))
         fd = open_path(path, readonly=False, direct=False, lock=True).fd

@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
 from typing import Any
 
 import trio
@@ -29,6 +28,7 @@ from nbdfs.copying.ends import (
 )
 from nbdfs.copying.engine import CopyError, Engine
 from nbdfs.copying.kernel import STEP
+from nbdfs.copying.options import CopyOptions, Summary
 from nbdfs.copying.plan import Planner
 from nbdfs.copying.resume import StateFile
 from nbdfs.copying.verify import CompareOutput, forget_cached
@@ -39,63 +39,11 @@ from nbdfs.source import Backing
 from nbdfs.spec import Spec
 from nbdfs.stack import Plan, open_stack, plan
 
-LARGEST_REQUEST = 32 << 20  # bytes; NBD clients and servers agree on no more
 _SPARSE = 4096  # bytes; the least block in which zeroes are looked for
 _LARGEST_ALIGN = 64 << 10  # bytes; a preferred block size above that is a wish too costly to follow
 _KERNEL_WORKERS = 2  # copies of the kernel in flight: one moves memory while the other waits for a disk
 _SAVE_INTERVAL = 2.0  # seconds between two flushes that a state file can claim
 _SAVE_TIMEOUT = 30.0  # seconds that the last one may take after a failure
-
-
-@dataclass(frozen=True)
-class CopyOptions:
-    """How to copy.  Sizes in bytes; `sparse` None chooses a block size, 0 looks for no zeroes.
-
-    `blank` says that the destination reads as zero everywhere.  `compare_zeroes` asks the destination which ranges are
-    zero already and leaves those alone.  `rate` in bytes a second, 0 for no limit.  `digests` are names of hashlib,
-    `block_hash` as `BlockHash` reads it, None for none.  `resume` names the state file.
-    """
-
-    connections: int = 4
-    requests: int = 64
-    queue_size: int = 16 << 20
-    request_size: int = 1 << 20
-    sparse: int | None = None
-    allocated: bool = False
-    blank: bool = False
-    extents: bool = True
-    compare_zeroes: bool = True
-    synchronous: bool = False
-    threads: int = 0
-    rate: float = 0.0
-    retry: int = 0
-    verify: bool = False
-    digests: tuple[str, ...] = ()
-    block_hash: str | None = None
-    resume: str = ""
-
-
-@dataclass
-class Summary:
-    """What a copy did, in bytes and seconds, ready for JSON.
-
-    `way` is how the bytes moved: `kernel`, `memory` or `requests`.  `skipped` was right at the destination before, or
-    finished by an earlier run.
-    """
-
-    source: str
-    destination: str
-    size: int
-    way: str
-    copied: int
-    zeroed: int
-    skipped: int
-    retries: int
-    seconds: float
-    flushed: bool
-    verified: bool
-    digests: dict[str, str] = field(default_factory=dict)
-    block_hash: dict[str, str] = field(default_factory=dict)
 
 
 async def copy(source: Spec, destination: Spec, options: CopyOptions, display: Display | None = None) -> Summary:
@@ -118,7 +66,7 @@ async def copy(source: Spec, destination: Spec, options: CopyOptions, display: D
 
 class _Job:
     def __init__(self, source: Spec, destination: Spec, options: CopyOptions, display: Display | None) -> None:
-        _refuse_numbers(options)
+        options.check()
         self.options = options
         self.display = display
         self.source_spec, self.destination_spec = source, destination
@@ -135,6 +83,7 @@ class _Job:
         self.started = time.monotonic()
         self.digests = [Digest(name) for name in options.digests]
         self.block_hash = None if options.block_hash is None else BlockHash(options.block_hash)
+        self.complete = False  # everything was written, and flushed where that can be done
         self.flushed = False
         self.verified = False
 
@@ -145,12 +94,7 @@ class _Job:
         done = self._load_state()
         self.engine = self._engine(stack, done)
         self.resumed = done.total
-        await self._transfer()
-        await self._flush()
-        if self.state:
-            self.state.remove()
-        if self.options.verify:
-            await self._verify()
+        await self._carry_out()
 
     def summary(self) -> Summary:
         counters = self.engine.counters
@@ -274,15 +218,16 @@ class _Job:
             workers = _KERNEL_WORKERS
         if resident or options.synchronous:
             workers = 1
+        output = self._output(blank)
         return Engine(
             self._input(kernel is not None, resident, blank, done),
-            self._output(blank),
+            output,
             self.progress,
             workers=workers,
             request_size=options.request_size,
             kernel=kernel,
             hashers=hashers,
-            retry=options.retry,
+            retry=0 if isinstance(output, StreamOutput) else options.retry,  # a part of it may be out already
             rate=options.rate,
             limiter=trio.CapacityLimiter(options.threads or os.cpu_count() or 1),
             done=done,
@@ -334,20 +279,44 @@ class _Job:
 
     # Moving
 
-    async def _transfer(self) -> None:
-        """Run the engine, with its helpers.  Raises UserError if the copy did not come to its end."""
-        self._interrupted = ""
+    async def _carry_out(self) -> None:
+        """Copy, flush and verify.  Raises UserError if one of them failed or a signal came."""
+        failure = self._interrupted = ""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch_signals, nursery.cancel_scope)
+            failure = await self._steps()
+            nursery.cancel_scope.cancel()
+        if failure := self._interrupted or failure:
+            outcome = "what has arrived is not known"
+            with trio.move_on_after(_SAVE_TIMEOUT):
+                outcome = await self._outcome()
+            raise UserError(f"{failure}; {outcome}")
+
+    async def _steps(self) -> str:
+        """Do all there is to do; give what went wrong."""
+        await self._transfer()
+        if self.engine.failure:
+            return str(self.engine.failure)
+        if self.progress.total is not None and self.progress.done < self.progress.total:
+            return f"the source ended after {self.progress.done} bytes"
+        try:
+            await self.engine.output.finish()
+        except OSError as error:
+            return f"cannot flush the destination: {error}"
+        self.flushed = isinstance(self.engine.output, DeviceOutput | files.GrowingFile)
+        self.complete = True
+        if self.state:
+            self.state.remove()
+        return await self._verify() if self.options.verify else ""
+
+    async def _transfer(self) -> None:
+        """Run the engine, and keep the state file meanwhile."""
+        async with trio.open_nursery() as nursery:
             if self.state:
                 nursery.start_soon(self._keep_state, nursery.cancel_scope)
             async with showing(self.progress, self.display):
                 await self.engine.run()
             nursery.cancel_scope.cancel()
-        failure = self._interrupted or self.engine.failure
-        if failure:
-            with trio.move_on_after(_SAVE_TIMEOUT, shield=True):
-                raise UserError(f"{failure}; {await self._incomplete()}")
 
     async def _watch_signals(self, scope: trio.CancelScope) -> None:
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
@@ -370,11 +339,13 @@ class _Job:
         await self.engine.output.finish()
         await trio.to_thread.run_sync(self.state.save, arrived)
 
-    async def _incomplete(self) -> str:
+    async def _outcome(self) -> str:
         """What is left of a copy that failed."""
         if self.destination is None and self.output_fd is None:
             return "nothing was written"
         name = self._name(self.destination_plan, self.destination_spec)
+        if self.complete:
+            return f"{name} was written, but is not verified"
         text = f"{name} is incomplete"
         if self.progress.total is not None:
             text += f", {self.progress.done} of {self.progress.total} bytes are there"
@@ -386,15 +357,8 @@ class _Job:
                 text += f"; its state could not be kept ({error})"
         return text
 
-    async def _flush(self) -> None:
-        try:
-            await self.engine.output.finish()
-        except OSError as error:
-            raise UserError(f"cannot flush the destination: {error}; {await self._incomplete()}") from error
-        self.flushed = isinstance(self.engine.output, DeviceOutput | files.GrowingFile)
-
-    async def _verify(self) -> None:
-        """Compare what was written with the source, read once more."""
+    async def _verify(self) -> str:
+        """Compare what was written with the source, read once more; give what is wrong."""
         assert self.source and self.destination
         forget_cached(self.destination)
         planner = Planner(self.source, None, step=self.options.request_size, extents=self.options.extents)
@@ -408,9 +372,8 @@ class _Job:
         )
         async with showing(check.progress, self.display):
             await check.run()
-        if check.failure:
-            raise UserError(f"verification failed: {check.failure}")
-        self.verified = True
+        self.verified = check.failure is None
+        return f"verification failed: {check.failure}" if check.failure else ""
 
     def _name(self, planned: Plan | None, spec: Spec) -> str:
         return str(planned) if planned else str(spec)
@@ -429,12 +392,3 @@ def _tuned(planned: Plan, options: CopyOptions) -> Plan:
         if name in known and getattr(planned.options, name) == known[name] and isinstance(known[name], int)
     }
     return dataclasses.replace(planned, options=dataclasses.replace(planned.options, **changes))
-
-
-def _refuse_numbers(options: CopyOptions) -> None:
-    if not 1 <= options.request_size <= LARGEST_REQUEST:
-        raise UsageError(f"the request size is 1 to {LARGEST_REQUEST} bytes, not {options.request_size}")
-    if options.sparse and options.sparse & (options.sparse - 1):
-        raise UsageError(f"the block in which zeroes are looked for is a power of two, not {options.sparse}")
-    if min(options.connections, options.requests) < 1:
-        raise UsageError("at least one connection and one request are needed")

@@ -92,12 +92,12 @@ def test_errors_of_a_server_are_tried_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("filters", "message"),
-    [(["error-pwrite-rate=1"], "cannot write"), (["error-zero-rate=1"], "cannot zero")],
+    ("fault", "source", "message"),
+    [("error-pwrite-rate=1", "pattern:4M", "cannot write"), ("error-zero-rate=1", "null:4M", "cannot zero")],
 )
-def test_a_destination_that_fails_is_no_success(filters: list[str], message: str, tmp_path: Path) -> None:
-    with nbdkit(tmp_path, "--filter=error", "--filter=noextents", "memory", "4M", *filters) as uri:
-        line = complaint("copy", "data:1 @4M", uri)
+def test_a_destination_that_fails_is_no_success(fault: str, source: str, message: str, tmp_path: Path) -> None:
+    with nbdkit(tmp_path, "--filter=error", "--filter=noextents", "memory", "4M", fault) as uri:
+        line = complaint("copy", source, uri)
     assert message in line
     assert "is incomplete" in line
 

@@ -1,0 +1,69 @@
+"""How to copy, and what a copy did."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from nbdfs.errors import UsageError
+
+LARGEST_REQUEST = 32 << 20  # bytes; NBD clients and servers agree on no more
+
+
+@dataclass(frozen=True)
+class CopyOptions:
+    """How to copy.  Sizes in bytes; `sparse` None chooses a block size, 0 looks for no zeroes.
+
+    `blank` says that the destination reads as zero everywhere.  `compare_zeroes` asks the destination which ranges are
+    zero already and leaves those alone.  `rate` in bytes a second, 0 for no limit.  `digests` are names of hashlib,
+    `block_hash` as `BlockHash` reads it, None for none.  `resume` names the state file.
+    """
+
+    connections: int = 4
+    requests: int = 64
+    queue_size: int = 16 << 20
+    request_size: int = 1 << 20
+    sparse: int | None = None
+    allocated: bool = False
+    blank: bool = False
+    extents: bool = True
+    compare_zeroes: bool = True
+    synchronous: bool = False
+    threads: int = 0
+    rate: float = 0.0
+    retry: int = 0
+    verify: bool = False
+    digests: tuple[str, ...] = ()
+    block_hash: str | None = None
+    resume: str = ""
+
+    def check(self) -> None:
+        """Raise UsageError for numbers that make no sense."""
+        if not 1 <= self.request_size <= LARGEST_REQUEST:
+            raise UsageError(f"the request size is 1 to {LARGEST_REQUEST} bytes, not {self.request_size}")
+        if self.sparse and self.sparse & (self.sparse - 1):
+            raise UsageError(f"the block in which zeroes are looked for is a power of two, not {self.sparse}")
+        if min(self.connections, self.requests) < 1:
+            raise UsageError("at least one connection and one request are needed")
+
+
+@dataclass
+class Summary:
+    """What a copy did, in bytes and seconds, ready for JSON.
+
+    `way` is how the bytes moved: `kernel`, `memory` or `requests`.  `skipped` was right at the destination before, or
+    finished by an earlier run.
+    """
+
+    source: str
+    destination: str
+    size: int
+    way: str
+    copied: int
+    zeroed: int
+    skipped: int
+    retries: int
+    seconds: float
+    flushed: bool
+    verified: bool
+    digests: dict[str, str] = field(default_factory=dict)
+    block_hash: dict[str, str] = field(default_factory=dict)
