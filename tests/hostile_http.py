@@ -52,6 +52,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.state.requests[self.command] += 1
         self.state.headers.append({name.lower(): value for name, value in self.headers.items()})
+        if self.path.startswith("http://"):  # asked as a proxy: whatever the host, the content is ours
+            self.state.requests["proxied"] += 1
+            if self.headers.get("Proxy-Authorization") != "Basic dXNlcjpzZWNyZXQ=":
+                self.reply(407, Proxy_Authenticate="Basic")
+                return
+            self.path = "/" + self.path.split("/", 3)[3]
         name = self.path.partition("?")[0].strip("/").replace("-", "_")
         getattr(self, f"fault_{name}", self.absent)()
 

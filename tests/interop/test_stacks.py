@@ -28,6 +28,7 @@ CHECKS = {
         cmp -i 12288:0 -n 5000 golden.img new.bin; cmp -n 12288 golden.img golden.orig
         cmp -i 17288 golden.img golden.orig""",
     "An encrypted image on someone else's web server": "cmp -n 8388608 plain.img golden.img; nbdfs umount plain.img",
+    "The encrypted partition of a disk on a web server": "cmp -n 8388608 home.img golden.img; nbdfs umount home.img",
     "Boot from the network, with a cache": "grep -q booted console.txt; ls /var/cache/nbdfs/*.cache",
     "A qcow2 image, by a captive server": "! pgrep -x qemu-nbd",
     "A fleet on one torrent, an overlay each": """
@@ -77,16 +78,23 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = subprocess.run
     run(["qemu-img", "convert", "-O", "qcow2", folder / "golden.img", folder / "disk.qcow2"], check=True)
     encrypt(folder, golden)
+    encrypted = (served / "encrypted.img").read_bytes()
+    partitioned(served / "laptop.img", "home", encrypted)
     evidence = folder / "evidence.img"
-    evidence.write_bytes(bytes(SIZE))
-    script = "label: gpt\nstart=2048, size=2048, name=data\nsize=1M, name=other\n"
-    run(["sfdisk", "-q", evidence], input=script, text=True, check=True)
-    with evidence.open("r+b") as file:
-        file.seek(2048 * 512)
-        file.write(golden[: 1 << 20])
+    partitioned(evidence, "data", golden[: 1 << 20])
     (folder / "part.orig").write_bytes(golden[: 1 << 20])
     run(["xz", "-k", "-0", "--block-size=1MiB", evidence], check=True)
     return folder
+
+
+def partitioned(path: Path, label: str, content: bytes) -> None:
+    """A disk with the content in its first partition, and a second one behind it."""
+    path.write_bytes(bytes(len(content) + (4 << 20)))
+    script = f"label: gpt\nstart=2048, size={len(content) // 512}, name={label}\nsize=1M, name=other\n"
+    subprocess.run(["sfdisk", "-q", path], input=script, text=True, check=True)
+    with path.open("r+b") as file:
+        file.seek(2048 * 512)
+        file.write(content)
 
 
 def boot_sector() -> bytes:

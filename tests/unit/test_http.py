@@ -305,6 +305,29 @@ async def test_certificates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             pass
 
 
+async def test_proxy(server: Served, tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("secret\n")
+    url = "http://no.such.host.example/plain"
+    login = f",proxy-user=user,proxy-password=+{tmp_path}/key"
+    async with open_stack(f"http,proxy={server.base}{login}::{url}") as source:
+        assert await read(source, 5, 50) == CONTENT[5:55]
+        assert "secret" not in source.info.description + source.info.identity
+    assert server.state.requests["proxied"] == 2
+    with pytest.raises(UserError, match="407: the proxy wants a login"):
+        async with open_stack(f"http,proxy={server.base}::{url}"):
+            pass
+    with pytest.raises(UserError, match="is no HTTP proxy"):
+        async with open_stack(f"http,proxy=socks5://x::{url}"):
+            pass
+
+
+async def test_the_environment_names_a_proxy(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "")
+    monkeypatch.setenv("http_proxy", server.base.replace("//", "//user:secret@"))
+    async with open_stack("http://no.such.host.example/plain") as source:
+        assert await read(source, 5, 50) == CONTENT[5:55]
+
+
 async def test_connections_are_kept_and_bounded(server: Served) -> None:
     async with open_stack(spec(server, "plain", ",connections=4")) as source:
         for _ in range(3):
