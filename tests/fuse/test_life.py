@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import mmap
-import os
 import signal
 import subprocess
-import threading
 import time
 from pathlib import Path
 
-import pytest
-
-from tests.mounts import SECONDS, Mounter, is_mounted, nbdfs, wait_until
+from tests.mounts import SECONDS, Mounter, is_mounted, nbdfs
 
 SIZE = 16 << 20
 BLOCK = 4096
@@ -25,39 +20,6 @@ def ended(pid: int) -> bool:
     with contextlib.suppress(FileNotFoundError):
         return "Z (zombie)" in Path(f"/proc/{pid}/status").read_text()
     return True
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_nothing_acknowledged_is_lost_when_it_ends_under_load(mount: Mounter, number: int) -> None:
-    image = mount.folder / "image"
-    mount.do(lambda: image.write_bytes(bytes(SIZE)))
-    mounted = mount(str(image))
-    acknowledged: list[int] = []
-
-    def write() -> None:
-        descriptor = os.open(mounted.file, os.O_RDWR)
-        try:
-            for block in range(SIZE // BLOCK):
-                os.pwrite(descriptor, block.to_bytes(8, "big") * (BLOCK // 8), block * BLOCK)
-                acknowledged.append(block)
-        except OSError as error:
-            assert error.errno in (errno.ENOTCONN, errno.ECONNABORTED, errno.EIO)
-        finally:
-            try:
-                os.close(descriptor)
-            except OSError as error:
-                assert error.errno == errno.ENOTCONN
-
-    writer = threading.Thread(target=lambda: mount.do(write))
-    writer.start()
-    wait_until(lambda: len(acknowledged) > 50, "the first writes")
-    assert mounted.stop(number) == 0
-    writer.join(SECONDS)
-    assert not writer.is_alive()
-    assert not is_mounted(mounted.file)
-    stored = image.read_bytes()
-    for block in acknowledged:
-        assert stored[block * BLOCK :][:BLOCK] == block.to_bytes(8, "big") * (BLOCK // 8), block
 
 
 def test_stored_through_mmap_is_kept_when_it_ends(mount: Mounter) -> None:
@@ -104,41 +66,6 @@ def test_existing_file_comes_back(mount: Mounter) -> None:
     assert mount.do(lambda: covered.stat().st_size) == 1 << 20
     assert mounted.stop() == 0
     assert covered.read_text() == "what was there"
-
-
-@pytest.mark.root
-@pytest.mark.parametrize("mount", ["passthrough", "data plane"], indirect=True)
-def test_over_a_file_in_a_read_only_directory(mount: Mounter) -> None:
-    folder = mount.folder / "readonly"
-    folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(folder)], check=True)
-    try:
-        (folder / "disk.img").touch()
-        subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
-        mounted = mount("memory:1M", name="readonly/disk.img")
-        assert mounted.file.stat().st_size == 1 << 20
-        assert mounted.stop() == 0
-        assert mounted.file.stat().st_size == 0
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
-
-
-def test_source_that_shrinks_or_vanishes(mount: Mounter) -> None:
-    image = mount.folder / "image"
-    mount.do(lambda: image.write_bytes(b"x" * SIZE))
-    file = mount(str(image)).file
-
-    def look() -> None:
-        with file.open("rb", buffering=0) as disk:
-            os.truncate(image, SIZE // 2)
-            assert os.pread(disk.fileno(), BLOCK, 0) == b"x" * BLOCK
-            with pytest.raises(OSError) as caught:
-                os.pread(disk.fileno(), BLOCK, SIZE - BLOCK)
-            assert caught.value.errno == errno.EIO
-            image.unlink()
-            assert os.pread(disk.fileno(), BLOCK, SIZE // 4) == b"x" * BLOCK
-
-    mount.do(look)
 
 
 def test_mounted_over_itself(mount: Mounter) -> None:
