@@ -37,7 +37,8 @@ class Plan:
         """The spec in canonical form, secrets left out."""
         leaf = self.argument if not self.argv else f"[ {' '.join(self.argv)} ]"
         shown = _shown(self.source, self.options)
-        if not (leaf.startswith(("/", ".")) or "://" in leaf or self.argv) or "," in shown:
+        is_path = self.source.name == "file" and leaf.startswith(("/", "."))
+        if not (is_path or "://" in leaf or self.argv) or "," in shown:
             leaf = f"{shown}:{leaf}"
         return "".join(f"{_shown(driver, options)}::" for driver, options in self.layers) + leaf
 

@@ -62,7 +62,7 @@ class Seeder:
         settings = {
             "listen_interfaces": "127.0.0.1:0", "enable_dht": False, "enable_lsd": False, "enable_upnp": False,
             "enable_natpmp": False, "allow_multiple_connections_per_ip": True,
-            "stop_tracker_timeout": 1, "alert_mask": 0,
+            "stop_tracker_timeout": 0, "alert_mask": 0,
         }  # fmt: skip
         self.session: Any = libtorrent.session(settings)
         params = libtorrent.load_torrent_file(str(torrent))

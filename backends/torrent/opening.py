@@ -42,6 +42,7 @@ async def joined(argument: str, options: Any) -> AsyncIterator[Torrent]:
                 torrent = Torrent(swarm, cache, known or _from_info(params.ti, argument), params, options)
                 torrent.start()
                 nursery.start_soon(torrent.run)
+                await torrent.verified()
                 try:
                     yield torrent
                 finally:

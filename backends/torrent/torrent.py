@@ -44,6 +44,7 @@ _GLANCE = 0.1  # seconds between two looks at who is connected, while somebody w
 _SAVE_EVERY = 60  # ticks
 _REANNOUNCE_EVERY = 15  # ticks without a peer while somebody waits
 _SAVE_TIMEOUT = 2.0  # seconds
+_VERIFY_TIMEOUT = 2.0
 _KNOWN_PEERS = 200
 _FEWEST_PIECES = 8  # that a cache must hold: reads in flight and a little ahead
 _KEEP = 0.75  # share of the cache that is left when it overflowed
@@ -89,6 +90,9 @@ class Torrent:
         self._full = trio.Event()
         self._trouble = ""  # the disk's or libtorrent's last error
         self._troubles = 0
+        self._stopped = False  # libtorrent may have stopped at the last trouble
+        self._unverified = set(params.unfinished_pieces) if params.unfinished_pieces else set()
+        self._verified = trio.Event()  # one of them was looked at
         self._known: OrderedDict[tuple[str, int], None] = OrderedDict()
         self._status: Any = None
         self._unsaved = False
@@ -125,6 +129,11 @@ class Torrent:
 
     def claim(self, pieces: Iterable[int], after: int = 0) -> None:
         """Want pieces, in this order, the first of them in `after` milliseconds.  Each call needs its `release`."""
+        if self._stopped and self._handle:
+            self._stopped = False
+            self._handle.clear_error()
+            self._handle.unset_flags(libtorrent.torrent_flags.upload_mode)
+            self._handle.resume()
         for index, piece in enumerate(pieces):
             self._claims[piece] += 1
             if not self.here[piece]:
@@ -191,10 +200,17 @@ class Torrent:
         on(libtorrent.file_error_alert, self._on_trouble)
         on(libtorrent.torrent_error_alert, self._on_trouble)
         on(libtorrent.tracker_error_alert, lambda alert: log.info("torrent: %s", alert.message()))
-        on(libtorrent.hash_failed_alert, lambda alert: log.info("torrent: %s", alert.message()))
+        on(libtorrent.hash_failed_alert, self._on_hash_failed)
         on(libtorrent.save_resume_data_alert, self._on_resume_data)
         on(libtorrent.alerts_dropped_alert, lambda alert: self._catch_up())
         self._add(self._params)
+
+    async def verified(self) -> None:
+        """Wait until the pieces of an earlier run are hashed, two seconds at most; the rest goes on beside."""
+        with trio.move_on_after(_VERIFY_TIMEOUT):
+            while self._unverified:
+                await self._verified.wait()
+                self._verified = trio.Event()
 
     async def run(self) -> None:
         """Look after the torrent until cancelled."""
@@ -257,8 +273,17 @@ class Torrent:
                     self._awaited = trio.Event()
                 self._arrivals.pop(piece, None)
 
+    def _on_hash_failed(self, alert: Any) -> None:
+        log.info("torrent: %s", alert.message())
+        self._looked_at(alert.piece_index)
+
+    def _looked_at(self, piece: int) -> None:
+        self._unverified.discard(piece)
+        self._verified.set()
+
     def _finished(self, piece: int) -> None:
         self.here[piece] = 1
+        self._looked_at(piece)
         self._unsaved = True
         event = self._arrivals.pop(piece, None)
         if event is not None:
@@ -281,9 +306,7 @@ class Torrent:
         for event in self._arrivals.values():
             event.set()
         self._arrivals.clear()
-        if self._handle:
-            self._handle.clear_error()
-            self._handle.resume()
+        self._stopped = True
 
     def _catch_up(self) -> None:
         """Alerts were lost: ask libtorrent what is here."""

@@ -81,7 +81,18 @@ class Facts:
             else:
                 yield f"\t{key}: {str(value).lower() if isinstance(value, bool) else _printable(str(value))}"
         for key, value in details.items():
-            yield f"\t{_printable(key)}: {_printable(str(value))}"
+            yield from _detail(key, value)
+
+
+def _detail(label: str, value: Any) -> Iterator[str]:
+    """Lines for one detail: a list has a line for each item."""
+    if not isinstance(value, list):
+        yield f"\t{_printable(label)}: {_printable(str(value).lower() if isinstance(value, bool) else str(value))}"
+        return
+    yield f"\t{_printable(label)}:"
+    for item in value:
+        shown = "  ".join(map(str, item.values())) if isinstance(item, dict) else str(item)
+        yield f"\t\t{_printable(shown)}"
 
 
 def _printable(text: str) -> str:
@@ -103,6 +114,11 @@ def of_source(source: Checked, spec: str, details: Mapping[str, Any]) -> Facts:
         block=(own.block.minimum, own.block.preferred, own.block.maximum),
         details={**({"identity": own.identity} if own.identity else {}), **details},
     )
+
+
+def of_description(spec: str, details: Mapping[str, Any]) -> Facts:
+    """What is known of a source that is not opened: `size` is in the details, if it is known at all."""
+    return Facts(size=int(details.get("size", 0)), flags={}, source=spec, details=details)
 
 
 async def content(source: Checked) -> str:

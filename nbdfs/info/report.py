@@ -99,6 +99,8 @@ async def report(spec: Spec, *, listing: bool, probe: bool) -> Report:
         return Report(exports, Connection(server.protocol, server.tls, packets))
     if listing:
         return Report([export async for export in _files(planned, probe)])
+    if probe and planned.source.describe and not planned.layers:  # looking at the content would be asking others for it
+        return Report([facts.of_description(str(planned), planned.source.describe(planned.argument, planned.options))])
     async with _opened(planned) as source:
         return Report([await _facts(source, planned, probe)])
 

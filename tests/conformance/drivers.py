@@ -19,6 +19,7 @@ import trio
 
 from nbdfs.source import read
 from nbdfs.stack import open_stack
+from tests import torrents
 from tests.hostile_http import hostile_process
 
 
@@ -157,6 +158,17 @@ async def block_device(folder: Path) -> AsyncIterator[Subject]:
             await trio.run_process(["losetup", "--detach", device])
 
 
+@asynccontextmanager
+async def seeded(folder: Path) -> AsyncIterator[Subject]:
+    """A file of a torrent in a swarm of one seeder on loopback."""
+    files = {"many/a": NOISE[:SHORT], "many/disk.img": NOISE}
+    torrents.write_files(folder, files)
+    with torrents.tracking() as tracker:
+        torrent = torrents.make_torrent(folder, "many", version="hybrid", tracker=tracker.url)
+        with torrents.seeding(torrent, folder):
+            yield Subject(f"torrent,{torrents.ALONE},file=a:{torrent}", NOISE[:SHORT])
+
+
 SIZE = 1 << 20
 SHORT = 70_001
 PATTERN = b"".join(offset.to_bytes(8, "big") for offset in range(0, SIZE, 8))
@@ -212,6 +224,7 @@ ROWS = [
     Row("http", "ranges", served("", "plain")),
     Row("http", "writable", served(",writable", "writable")),
     Row("http", "download", served(",fallback=download", "no-range")),
+    Row("torrent", "hybrid", seeded),
     Row("cow", "temporary", over_file("cow::{}", NOISE[:SHORT])),
     Row("cow", "memory", over_file("cow,memory,block=512::{}", NOISE)),
     Row("cow", "over memory", plain(f"cow,memory::memory:{SHORT}", bytes(SHORT))),
