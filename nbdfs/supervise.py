@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 
 import trio
 
@@ -44,11 +44,22 @@ def background() -> Callable[[], None]:
     return ready
 
 
+@contextlib.contextmanager
+def stop_requests() -> Iterator[Callable[[], Awaitable[None]]]:
+    """While the block runs a stop signal does not end the process; what is given here returns once one has come."""
+    with trio.open_signal_receiver(*STOP_SIGNALS) as signals:
+
+        async def stopped() -> None:
+            async for _ in signals:
+                return
+
+        yield stopped
+
+
 async def until_stopped() -> None:
     """Return when the process is asked to stop."""
-    with trio.open_signal_receiver(*STOP_SIGNALS) as signals:
-        async for _ in signals:
-            return
+    with stop_requests() as stopped:
+        await stopped()
 
 
 @contextlib.contextmanager

@@ -7,10 +7,9 @@ which it is reached is printed.  It stays in the foreground until it is stopped 
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 
 import trio
@@ -29,7 +28,7 @@ from nbdfs.stack import Plan, open_stack
 
 SUMMARY = "serve a source over NBD"
 
-log = logging.getLogger(__name__)
+Stopped = Callable[[], Awaitable[None]]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -99,7 +98,7 @@ async def serve_exports(
 ) -> int:
     """Serve until stopped, until the client on standard input leaves, or until `run` ends; give the exit status."""
     async with _serving.live_server(what, exports) as (server, uris):
-        with supervise.pid_file(pidfile):
+        with supervise.pid_file(pidfile), supervise.stop_requests() as stopped:
             if show and not run:
                 for uri in uris:
                     print(uri, flush=True)
@@ -107,20 +106,20 @@ async def serve_exports(
             ready()
             try:
                 if run:
-                    return await _run(run, uris[0])
+                    return await _run(run, uris[0], stopped)
                 if what.place.stdio:
-                    await _stdio(server)
+                    await _stdio(server, stopped)
                 else:
-                    await supervise.until_stopped()
+                    await stopped()
             finally:
                 systemd.notify("STOPPING=1")
     return 0
 
 
-async def _stdio(server: Server) -> None:
+async def _stdio(server: Server, stopped: Stopped) -> None:
     """Serve the client at the other end of standard input and output, until it leaves or we are told to."""
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_stop_with, nursery)
+        nursery.start_soon(_cancel_after, stopped, nursery)
         # Nothing else may write to what is the client's stream.
         reading, writing = os.dup(0), os.dup(1)
         os.dup2(2, 1)
@@ -128,12 +127,12 @@ async def _stdio(server: Server) -> None:
         nursery.cancel_scope.cancel()
 
 
-async def _stop_with(nursery: trio.Nursery) -> None:
-    await supervise.until_stopped()
+async def _cancel_after(stopped: Stopped, nursery: trio.Nursery) -> None:
+    await stopped()
     nursery.cancel_scope.cancel()
 
 
-async def _run(command: str, uri: Uri) -> int:
+async def _run(command: str, uri: Uri, stopped: Stopped) -> int:
     """Run a shell command beside the server; its exit status, as a shell gives it."""
     address = uri.address
     values = {
@@ -145,7 +144,7 @@ async def _run(command: str, uri: Uri) -> int:
     }
     script = "".join(f"{name}={shlex.quote(value)}\n" for name, value in values.items()) + command
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_stop_with, nursery)
+        nursery.start_soon(_cancel_after, stopped, nursery)
         done = await trio.run_process(["/bin/sh", "-c", script], check=False, stdin=None)
         nursery.cancel_scope.cancel()
         return done.returncode if done.returncode >= 0 else 128 - done.returncode
