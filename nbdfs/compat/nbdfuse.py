@@ -18,6 +18,7 @@ from nbdfs.cli import _mounting
 from nbdfs.compat import _peer
 from nbdfs.errors import UsageError
 from nbdfs.fuse.options import HELP, MountOptions, parse_options
+from nbdfs.fuse.target import clear_stale
 from nbdfs.nbd.uri import Tcp, Unix, Uri, Vsock
 from nbdfs.spec import Segment, Spec
 from nbdfs.stack import plan
@@ -102,6 +103,7 @@ def _with_options(spec: Spec, options: tuple[tuple[str, str], ...]) -> Spec:
 
 def _place(mountpoint: str) -> tuple[str, str]:
     """The name of the file, empty if a file is covered, and what is mounted on."""
+    clear_stale(os.path.abspath(mountpoint))
     if os.path.isdir(mountpoint):
         return _FILE, mountpoint
     if os.path.exists(mountpoint):

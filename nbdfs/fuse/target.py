@@ -31,10 +31,10 @@ def prepared(path: str) -> Iterator[str]:
     target = os.path.join(os.path.realpath(os.path.dirname(path) or "."), os.path.basename(path.rstrip("/")))
     if not os.path.basename(target):
         target = os.path.realpath(path)
-    _clear_stale(target)
+    clear_stale(target)
     if os.path.islink(target):
         target = os.path.realpath(target)
-        _clear_stale(target)
+        clear_stale(target)
     made = _ensure(target)
     try:
         yield target
@@ -88,7 +88,7 @@ def _remove_placeholder(target: str) -> None:
         log.warning("the placeholder %s stays: %s", target, error.strerror)
 
 
-def _clear_stale(target: str) -> None:
+def clear_stale(target: str) -> None:
     """Take away a mount of ours whose process is gone."""
     try:
         os.stat(target)
@@ -102,4 +102,4 @@ def _clear_stale(target: str) -> None:
             ) from error
         mounting.unmount(target, lazy=True)
         log.warning("took away a mount that a killed process had left on %s", target)
-        _clear_stale(target)
+        clear_stale(target)
