@@ -247,6 +247,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         else:
             self.part()
 
+    def fault_slow(self) -> None:
+        time.sleep(0.25)
+        self.part()
+
     def fault_silent(self) -> None:
         if self.spoil():
             time.sleep(3)

@@ -46,7 +46,7 @@ async def open_http(argument: str, options: HttpOptions, context: OpenContext) -
     async with wire:
         access = Access(url, options)
         await access.prepare()
-        remote = Remote(wire, access, options.timeout)
+        remote = Remote(wire, access, options.timeout, options.connections)
         facts = await remote.persist("opening", lambda: probe(remote), patient=False)
         writable = options.writable and not context.readonly
         if facts.ranges:

@@ -44,9 +44,14 @@ class BusyError(Exception):
 
 
 class Remote:
-    """A resource on a web server.  `timeout` is the seconds that `persist` may take."""
+    """A resource on a web server.
 
-    def __init__(self, wire: Wire, access: Access, timeout: float) -> None:
+    `timeout` is the seconds that `persist` may take, from when one of `slots` is free: a long read cut into many
+    requests waits in line for the connections, and that is no fault of the server.
+    """
+
+    def __init__(self, wire: Wire, access: Access, timeout: float, slots: int) -> None:
+        self._slots = trio.Semaphore(slots)
         self._wire = wire
         self._access = access
         self._timeout = timeout
@@ -61,6 +66,10 @@ class Remote:
 
         Not `patient` means that a server out of reach is a failure at once.
         """
+        async with self._slots:
+            return await self._persist(what, attempt, patient)
+
+    async def _persist(self, what: str, attempt: Callable[[], Awaitable[T]], patient: bool) -> T:
         delay = _FIRST_DELAY
         problem: Exception | None = None
         with trio.move_on_after(self._timeout) as scope:

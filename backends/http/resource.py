@@ -62,12 +62,20 @@ class Resource(Source):
         if len(buffer) <= _PIECE:
             await self._read(buffer, offset)
             return
-        try:
-            async with trio.open_nursery() as nursery:
-                for at, size in pieces(offset, len(buffer), _PIECE):
-                    nursery.start_soon(self._read, buffer[at - offset : at - offset + size], at)
-        except* OSError as errors:
-            raise _first(errors) from errors
+        errors: list[OSError] = []
+        async with trio.open_nursery() as nursery:
+
+            async def read_piece(at: int, size: int) -> None:
+                try:
+                    await self._read(buffer[at - offset : at - offset + size], at)
+                except OSError as error:
+                    errors.append(error)
+                    nursery.cancel_scope.cancel()
+
+            for at, size in pieces(offset, len(buffer), _PIECE):
+                nursery.start_soon(read_piece, at, size)
+        if errors:
+            raise errors[0]
 
     async def _read(self, buffer: memoryview, offset: int) -> None:
         done = 0  # what has come is kept: an attempt continues where the last one broke off
@@ -198,8 +206,3 @@ def _names(headers: dict[str, str]) -> tuple[str, str]:
 def _version(headers: dict[str, str]) -> str:
     etag, modified = _names(headers)
     return etag or modified
-
-
-def _first(errors: BaseExceptionGroup[OSError]) -> OSError:
-    first = errors.exceptions[0]
-    return first if isinstance(first, OSError) else _first(first)

@@ -71,6 +71,24 @@ async def test_lies_are_an_error_at_once_and_never_bytes(server: Served, path: s
         assert await read(source, 777, 10_000) == CONTENT[777:10_777]  # the source lives on
 
 
+async def test_an_error_in_one_piece_of_a_long_read_is_the_whole_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "*")
+    content = CONTENT * 12
+    with hostile(content) as server:
+        async with open_stack(spec(server, "whole")) as source:
+            server.state.fail = 1
+            with pytest.raises(OSError, match="with 200 instead of 206") as caught:
+                await read(source, 0, len(content))
+            assert caught.value.errno == errno.EIO
+            assert await read(source, 0, len(content)) == content
+
+
+async def test_a_long_read_over_few_connections_has_the_time_it_needs(server: Served) -> None:
+    server.state.content *= 40
+    async with open_stack(spec(server, "slow", ",connections=2", timeout="1")) as source:
+        assert await read(source, 0, len(server.state.content)) == CONTENT * 40
+
+
 @pytest.mark.parametrize("path", ["busy", "hang-up", "short", "silent"])
 async def test_what_does_not_pass_is_eio_in_time(server: Served, path: str) -> None:
     async with open_stack(f"http,timeout=500ms::{server.url(path)}") as source:
