@@ -155,7 +155,7 @@ def test_stack(name: str, prepared: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "PATH": path, "SSL_CERT_FILE": f"{work}/ca.pem", "no_proxy": "*"}
     done = subprocess.run(
         ["unshare", "--net", "--mount", "--pid", "--fork", "--mount-proc", "bash", "-c", script],
-        cwd=work, env=environment, capture_output=True, text=True, timeout=90,
+        cwd=work, env=environment, capture_output=True, text=True, timeout=110,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
 
