@@ -10,7 +10,8 @@ from nbdfs.units import parse_size
 
 @dataclass(frozen=True)
 class Key:
-    """Where a key=value of nbdkit goes: an option of the driver, its value changed by `value`; no option drops it."""
+    """Where a key=value of nbdkit goes: the options of the driver (blanks between), with the value changed by `value`;
+    no option drops it."""
 
     option: str = ""
     value: Callable[[str], str] = str
@@ -24,6 +25,7 @@ class Plugin:
     argument: tuple[str, ...]
     keys: Mapping[str, Key] = field(default_factory=dict)
     default: str = ""
+    fixed: Mapping[str, str] = field(default_factory=dict)  # options that nbdkit has no key for
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Filter:
 
     layer: str
     keys: Mapping[str, Key] = field(default_factory=dict)
+    fixed: Mapping[str, str] = field(default_factory=dict)  # options that nbdkit has no key for
 
 
 def _same(*names: str) -> dict[str, Key]:
@@ -51,15 +54,16 @@ _SIZED = ("size",)
 
 PLUGINS: Mapping[str, Plugin] = {
     "memory": Plugin("memory", _SIZED, {"allocator": Key("mlock", _mlock)}),
-    "data": Plugin("data", ("data",), _same("size")),
+    "data": Plugin("data", ("data",), {**_same("size"), "allocator": Key()}),
     "null": Plugin("null", _SIZED, default="0"),
     "zero": Plugin("zero", ()),
     "pattern": Plugin("pattern", _SIZED),
     "ones": Plugin("ones", _SIZED, _same("byte")),
     "full": Plugin("full", _SIZED),
     "random": Plugin("random", _SIZED, _same("seed")),
-    "sparse-random": Plugin("sparse-random", _SIZED, _same("seed", "percent", "runlength", "random-content")),
-    "file": Plugin("file", ("file",), {"cache": Key(), "fadvise": Key()}),
+    "sparse-random": Plugin("sparse-random", _SIZED, _same("seed", "percent", "runlength", "random-content",
+                                                           "blocksize")),
+    "file": Plugin("file", ("file",), {"cache": Key(), "fadvise": Key()}, fixed={"lock": "no"}),
     "nbd": Plugin("nbd", ("uri",), {"retry": Key(), "shared": Key(), "connections": Key("connections")}),
     "curl": Plugin("http", ("url",), _same("timeout")),
     "torrent": Plugin("torrent", ("torrent",), {**_same("file", "cache"), "connections-limit": Key("connections"),
@@ -70,8 +74,8 @@ PLUGINS: Mapping[str, Plugin] = {
 
 # Where another key than the magic one chooses another source.
 VARIANTS: Mapping[tuple[str, str], Plugin] = {
-    ("data", "raw"): Plugin("raw", ("raw",), _same("size")),
-    ("data", "base64"): Plugin("base64", ("base64",), _same("size")),
+    ("data", "raw"): Plugin("raw", ("raw",), {**_same("size"), "allocator": Key()}),
+    ("data", "base64"): Plugin("base64", ("base64",), {**_same("size"), "allocator": Key()}),
 }
 
 _ERRORS = ("pread", "pwrite", "trim", "zero", "extents", "cache")
@@ -94,7 +98,7 @@ FILTERS: Mapping[str, Filter] = {
     "rate": Filter("rate", {"rate": Key("rate", _bits)}),
     "retry": Filter("retry", {"retries": Key("tries"), "retry-delay": Key("delay")}),
     "delay": Filter("delay", {
-        "rdelay": Key("read"), "wdelay": Key("write"), "delay-read": Key("read"), "delay-write": Key("write"),
+        "rdelay": Key("read"), "wdelay": Key("write zero trim"), "delay-read": Key("read"), "delay-write": Key("write"),
         "delay-trim": Key("trim"), "delay-zero": Key("zero"), "delay-flush": Key("flush"), "delay-cache": Key("cache"),
         "delay-extents": Key("extents"), "delay-open": Key("open"), "delay-close": Key("close"),
         "delay-fast-zero": Key("fast-zero"),
@@ -103,7 +107,7 @@ FILTERS: Mapping[str, Filter] = {
         "error": Key("errno"), "error-rate": Key("rate"), "error-file": Key("file"),
         **{f"error-{name}{end}": Key(f"{_OURS.get(name, name)}{ours}")
            for name in _ERRORS for end, ours in (("", "-errno"), ("-rate", "-rate"), ("-file", "-file"))},
-    }),
+    }, fixed={"flush-rate": "0"}),
     "gzip": Filter("gzip"),
     "xz": Filter("xz", {"xz-max-block": Key(), "xz-max-depth": Key()}),
 }  # fmt: skip

@@ -7,6 +7,7 @@ is an error.
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import shlex
 import sys
@@ -36,6 +37,8 @@ def run(argv: Sequence[str]) -> int:
     parser = _parser()
     arguments = parser.parse_intermixed_args(list(argv))
     set_up_logging(2 if arguments.verbose else 0)
+    if "data.AST=1" in arguments.debug:
+        logging.getLogger("nbdfs.backends.data").addHandler(_DataTrees())
     if arguments.dump_config:
         major, minor, _ = VERSION.split(".")
         print(f"name=nbdkit\nversion={VERSION}\nversion_major={major}\nversion_minor={minor}\ntls=yes\nzstd=no")
@@ -78,7 +81,8 @@ def _parser() -> Parser:
     add("--no-sr", action="store_true", help="no structured replies")
     add("-V", "--version", action="version", version=f"nbdkit {VERSION} (nbdfs)")
     _serving.add_tls_arguments(parser)
-    for words in (("-D", "--debug"), ("-t", "--threads"), ("--log",)):
+    add("-D", "--debug", action="append", default=[], help=argparse.SUPPRESS)
+    for words in (("-t", "--threads"), ("--log",)):
         add(*words, help=argparse.SUPPRESS)
     for words in (("-n", "--newstyle"), ("-4", "--ipv4-only"), ("-6", "--ipv6-only"), ("--swap",), ("--no-fork",)):
         add(*words, action="store_true", help=argparse.SUPPRESS)
@@ -117,23 +121,25 @@ def _spec(name: str, words: Sequence[str], filters: Sequence[str]) -> Spec:
     plugin = _plugin(name)
     pairs = [_pair(plugin, word) for word in words]
     plugin = next((VARIANTS[name, key] for key, _ in pairs if (name, key) in VARIANTS), plugin)
-    taken: list[list[tuple[str, str]]] = [[] for _ in filters]
-    options: list[tuple[str, str]] = []
+    taken = [dict(_filter(name).fixed) for name in filters]
+    options = dict(plugin.fixed)
     argument = plugin.default
     for key, value in pairs:
         at = next((at for at, filter in enumerate(filters) if key in _filter(filter).keys), None)
         if at is not None:
-            taken[at] += _option(_filter(filters[at]).keys[key], value)
+            taken[at] |= _options(_filter(filters[at]).keys[key], value)
         elif key in plugin.argument:
             argument = value
         elif key in plugin.keys:
-            options += _option(plugin.keys[key], value)
+            options |= _options(plugin.keys[key], value)
         elif plugin.source == "data" and key.isidentifier():
             os.environ[key] = value  # a variable of the string, which looks there for it
         else:
             raise UsageError(f"nbdkit: neither {name} nor its filters have a key '{key}' here")
-    layers = tuple(Segment(_filter(filter).layer, tuple(own)) for filter, own in zip(filters, taken, strict=True))
-    return Spec(layers, Segment(plugin.source, tuple(options)), "", argument)
+    layers = tuple(
+        Segment(_filter(filter).layer, tuple(own.items())) for filter, own in zip(filters, taken, strict=True)
+    )
+    return Spec(layers, Segment(plugin.source, tuple(options.items())), "", argument)
 
 
 def _pair(plugin: Plugin, word: str) -> tuple[str, str]:
@@ -146,8 +152,16 @@ def _pair(plugin: Plugin, word: str) -> tuple[str, str]:
     raise UsageError(f"nbdkit: '{word}' is not KEY=VALUE")
 
 
-def _option(key: Key, value: str) -> list[tuple[str, str]]:
-    return [(key.option, key.value(value))] if key.option else []
+def _options(key: Key, value: str) -> dict[str, str]:
+    return {option: key.value(value) for option in key.option.split()}
+
+
+class _DataTrees(logging.Handler):
+    """`-D data.AST=1`: what a data string comes to, between nbdkit's marks."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        for line in "BEGIN AST", record.getMessage().removeprefix("data: "), "END AST":
+            print(f"nbdkit: debug: {line}", file=sys.stderr)
 
 
 def _dump(name: str, filters: Sequence[str]) -> str:
