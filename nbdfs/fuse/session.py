@@ -148,6 +148,9 @@ async def _come_up(session: Session) -> None:
         raise UserError(f"the kernel did not answer the mount of {session.target} within {_READY_TIMEOUT:g} s")
     if session.options.passthrough and not session.passthrough.enabled:
         raise UserError("passthrough needs Linux 6.9 or newer and root: leave out -o passthrough")
+    # Until the kernel has asked once, the root has no permissions at all, and an invalidation at the wrong moment
+    # makes the kernel throw its first answer away.
+    await trio.to_thread.run_sync(os.stat, session.target, abandon_on_cancel=True)
     if not session.passthrough.enabled:
         await trio.to_thread.run_sync(_raise_read_ahead, session.target)
     if session.options.writeback and isinstance(session.tree[ROOT], File):

@@ -16,9 +16,12 @@ PROOF = ROOT / "tests" / "guest" / "ram-proof"
 @pytest.mark.root
 @pytest.mark.timeout(600)  # the first run builds the guest
 @pytest.mark.parametrize("mount", ["passthrough", "data plane"], indirect=True)
-def test_marker_is_in_the_file_at_once(mount: Mounter) -> None:
-    file = mount(f"memory:{MEMORY}", name="ram").file
-    command = [str(PROOF), "--ram-file", str(file), "--dump", f"cat {file}", "--memory", "256M", "--no-sync"]
+@pytest.mark.parametrize("dump", ["cat '{file}'", "nbdcopy 'nbd+unix:///?socket={folder}/sock' -"])
+def test_marker_is_seen_at_once(mount: Mounter, dump: str) -> None:
+    listen = f"nbd+unix:///?socket={mount.folder}/sock"
+    file = mount(f"memory:{MEMORY}", "--listen", listen, name="ram").file
+    command = [str(PROOF), "--ram-file", str(file), "--dump", dump.format(file=file, folder=mount.folder),
+               "--memory", "256M", "--no-sync"]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "at once: marker found 0 times" not in done.stdout
