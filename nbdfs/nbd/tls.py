@@ -11,6 +11,7 @@ NBD protocol, "TLS versions": at least TLS 1.2.  Pre-shared keys (lines of `user
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import ssl
@@ -57,6 +58,7 @@ def server_context(folder: str = "", psk_file: str = "", *, verify_peer: bool = 
     if not folder:
         raise UserError("TLS needs --tls-certificates DIR, a folder with server-cert.pem and server-key.pem")
     _identify(context, folder, "server")
+    _check_dates(context, os.path.join(folder, "server-cert.pem"))
     if verify_peer:
         _trust(context, folder)
         context.verify_mode = ssl.CERT_REQUIRED
@@ -96,6 +98,25 @@ def _identify(context: ssl.SSLContext, folder: str, role: str) -> None:
         context.load_cert_chain(certificate, key)
     except (OSError, ssl.SSLError) as error:
         raise UserError(f"TLS: cannot use {certificate} with {key}: {explain(error)}") from error
+
+
+def _check_dates(context: ssl.SSLContext, path: str) -> None:
+    """Refuse a server's certificate that no client would take today.
+
+    It is clients that look at the dates, so one of ours shakes hands with the context, in memory.
+    """
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client.check_hostname = False
+    client.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # the certificate vouches for itself
+    client.load_verify_locations(path)
+    to_client, to_server = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ends = client.wrap_bio(to_client, to_server), context.wrap_bio(to_server, to_client, server_side=True)
+    try:
+        for end in ends * 2:
+            with contextlib.suppress(ssl.SSLWantReadError):
+                end.do_handshake()
+    except ssl.SSLCertVerificationError as error:
+        raise UserError(f"TLS: {path}: {error.verify_message}") from error
 
 
 def read_psk_file(path: str) -> Mapping[str, bytes]:

@@ -1,0 +1,82 @@
+"""The server under TLS: libnbd and qemu judge; what is missing or wrong is told at start."""
+
+from __future__ import annotations
+
+import datetime
+import struct
+from pathlib import Path
+
+import pytest
+import trustme
+
+from nbdfs.nbd.proto import constants as nbd
+from tests.interop.servers import Server, hung_up, raw, receive, run, serve, wait_for
+from tests.tools import complaint
+
+__all__ = ["serve"]
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as --tls-certificates takes it, for server and client."""
+    folder = tmp_path_factory.mktemp("pki")
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(folder / "ca-cert.pem")
+    for role in ("server", "client"):
+        _write(folder, role, authority.issue_cert("localhost"))
+    return folder
+
+
+def _write(folder: Path, role: str, certificate: trustme.LeafCert) -> None:
+    certificate.private_key_pem.write_to_path(folder / f"{role}-key.pem")
+    certificate.cert_chain_pems[0].write_to_path(folder / f"{role}-cert.pem")
+
+
+def size(uri: str, certificates: Path, scheme: str = "nbds") -> str:
+    """What nbdinfo says, going to `uri` by this scheme."""
+    rest = uri.partition("+unix")[2]
+    query = f"&tls-certificates={certificates}&tls-hostname=localhost" if scheme == "nbds" else ""
+    return run("nbdinfo", "--size", f"{scheme}+unix{rest.partition('&')[0]}{query}", check=False).strip()
+
+
+@pytest.mark.parametrize(("mode", "in_the_clear"), [("on", str(1 << 20)), ("require", "")])
+def test_modes(serve: Server, certificates: Path, mode: str, in_the_clear: str) -> None:
+    uri = serve("memory:1M", "--tls", mode, "--tls-certificates", str(certificates)).uri
+    assert size(uri, certificates) == str(1 << 20)
+    assert size(uri, certificates, "nbd") == in_the_clear
+
+
+def test_data_under_tls(serve: Server, certificates: Path, tmp_path: Path) -> None:
+    listen = f"nbds://localhost:0/?tls-certificates={certificates}"
+    uri = serve("memory:16M", where=("--listen", listen)).uri
+    image, back = tmp_path / "image", tmp_path / "back"
+    image.write_bytes(bytes(range(256)) * (16 << 12))
+    inside = f"{uri.partition('?')[0]}?tls-certificates={certificates}"
+    run("nbdcopy", str(image), inside)
+    run("nbdcopy", inside, str(back))
+    assert back.read_bytes() == image.read_bytes()
+
+
+def test_client_must_have_a_certificate(serve: Server, certificates: Path, tmp_path: Path) -> None:
+    uri = serve("memory:1M", "--tls", "require", "--tls-certificates", str(certificates), "--tls-verify-peer").uri
+    assert size(uri, certificates) == str(1 << 20)
+    (tmp_path / "ca-cert.pem").write_bytes((certificates / "ca-cert.pem").read_bytes())
+    assert size(uri, tmp_path) == ""
+
+
+def test_data_in_the_clear_after_tls_was_agreed_on_is_refused(serve: Server, certificates: Path) -> None:
+    serving = serve("memory:1M", "--tls", "on", "--tls-certificates", str(certificates))
+    with raw(serving) as sock:
+        receive(sock, 18)
+        listing = struct.pack(">QII", nbd.OPTION_MAGIC, nbd.OPT_LIST, 0)
+        sock.sendall(struct.pack(">IQII", 3, nbd.OPTION_MAGIC, nbd.OPT_STARTTLS, 0) + listing)
+        assert hung_up(sock)
+    wait_for(lambda: "in the clear" in serving.logged(), "not refused")
+
+
+def test_certificate_that_is_missing_or_expired(tmp_path: Path) -> None:
+    words = ("serve", "memory:1M", "-U", tmp_path / "s", "--tls", "on", "--tls-certificates", tmp_path)
+    assert "server-cert.pem is missing" in complaint(*words)
+    past = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=1)
+    _write(tmp_path, "server", trustme.CA().issue_cert("localhost", not_after=past))
+    assert "expired" in complaint(*words)
