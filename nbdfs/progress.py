@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Protocol, TextIO
 
 import trio
+
+log = logging.getLogger(__name__)
 
 _INTERVAL = 0.2  # seconds between two looks at the work
 _MEMORY = 5.0  # seconds over which the rate is taken
@@ -122,6 +125,7 @@ async def showing(progress: Progress, display: Display | None) -> AsyncIterator[
         yield
         return
     complete = False
+    display = _Patient(display)
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_keep_showing, progress, display)
@@ -130,6 +134,28 @@ async def showing(progress: Progress, display: Display | None) -> AsyncIterator[
         complete = True
     finally:
         display.finish(progress, complete)
+
+
+class _Patient:
+    """A display that may lose who looks at it: a closed pipe or terminal must not end the work that is shown."""
+
+    def __init__(self, display: Display) -> None:
+        self._display = display
+        self._watched = True
+
+    def show(self, progress: Progress) -> None:
+        self._try(lambda: self._display.show(progress))
+
+    def finish(self, progress: Progress, complete: bool) -> None:
+        self._try(lambda: self._display.finish(progress, complete))
+
+    def _try(self, step: Callable[[], None]) -> None:
+        if self._watched:
+            try:
+                step()
+            except OSError as error:
+                self._watched = False
+                log.info("nobody sees the progress any more: %s", error.strerror)
 
 
 async def _keep_showing(progress: Progress, display: Display) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import sys
 from typing import TextIO
 
@@ -87,8 +88,10 @@ def options_of(arguments: argparse.Namespace) -> CopyOptions:
 def display_of(progress: str | None, quiet: bool) -> Display | None:
     """How progress is shown: as asked for, else a bar if there is a terminal."""
     if progress is not None and progress != "bar":
-        if not progress.isdigit():
-            raise UsageError(f"--progress={progress}: the number of an open descriptor is wanted")
+        try:
+            os.fstat(int(progress))
+        except (ValueError, OverflowError, OSError):
+            raise UsageError(f"--progress={progress}: the number of an open descriptor is wanted") from None
         return Lines(int(progress))
     if progress == "bar" or (sys.stderr.isatty() and not quiet):
         return Bar(sys.stderr)

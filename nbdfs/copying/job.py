@@ -183,8 +183,12 @@ class _Job:
         if not self.options.resume:
             return RangeSet()
         self.state = StateFile(self.options.resume, self._facts())
-        done = self.state.load()
-        return RangeSet() if done is None else done
+        done = self.state.load() or RangeSet()
+        try:
+            self.state.save(done)  # now, while nothing is lost if that is not possible
+        except OSError as error:
+            raise UserError(f"cannot write the state file {self.options.resume}: {error.strerror}") from error
+        return done
 
     def _facts(self) -> dict[str, Any]:
         """What must be the same when a copy goes on."""

@@ -246,6 +246,7 @@ def test_progress_for_programs_ends_with_100(image: Path, tmp_path: Path) -> Non
         (["--digest=sha257", "null:1M", "null:"], "sha257"),
         (["--blkhash=crc32", "null:1M", "null:"], "crc32"),
         (["--progress=x", "null:1M", "null:"], "descriptor"),
+        (["--progress=77", "null:1M", "null:"], "descriptor"),
         (["--rate=0", "null:1M", "null:"], "rate"),
         (["null:1M"], "DST"),
         (["null:1M", "nul:"], "null"),
@@ -261,6 +262,7 @@ def test_a_command_line_that_makes_no_sense_is_refused(words: list[str], message
         (["/no/such/file", "null:"], "/no/such/file"),
         (["null:1M", "/no/such/folder/file"], "/no/such/folder/file"),
         (["null:1M", "/"], "/"),
+        (["--resume=/no/such/state", "null:1M", "memory:1M"], "/no/such/state"),
     ],
 )
 def test_ends_that_cannot_be_opened_are_named(words: list[str], message: str) -> None:

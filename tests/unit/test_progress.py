@@ -72,3 +72,16 @@ async def test_work_of_unknown_length_has_no_share(autojump_clock: trio.abc.Cloc
         await trio.sleep(1)
     assert "%" not in stream.getvalue()
     assert "1.00k, 1.00k/s" in stream.getvalue()
+
+
+async def test_work_goes_on_when_nobody_looks_any_more(autojump_clock: trio.abc.Clock) -> None:
+    reading, writing = os.pipe()
+    progress = Progress(100)
+    async with showing(progress, Lines(writing)):
+        await trio.sleep(1)
+        os.close(reading)
+        progress.advance(50)
+        await trio.sleep(1)
+        progress.advance(50)
+    os.close(writing)
+    assert progress.done == 100
