@@ -129,6 +129,25 @@ def over_packed(spec: str, command: list[str], content: bytes) -> Prepare:
     return prepare
 
 
+def encrypted(*words: str, options: str = "") -> Prepare:
+    """A volume that cryptsetup makes, with those words."""
+
+    @asynccontextmanager
+    async def prepare(folder: Path) -> AsyncIterator[Subject]:
+        key, image = folder / "key", folder / "image"
+        key.write_bytes(b"conformance")
+        kind = words[words.index("--type") + 1]
+        image.write_bytes(bytes((2 << 20 if kind == "luks1" else 16 << 20) + SIZE))
+        kdf = ["--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000"]
+        subprocess.run(["cryptsetup", "-q", "luksFormat", *words, *kdf, image, key], check=True)
+        spec = f"luks,passphrase=+{key}{options}::{image}"
+        async with open_stack(spec) as door:
+            await door.pwrite(memoryview(NOISE), 0)
+        yield Subject(spec, NOISE)
+
+    return prepare
+
+
 @asynccontextmanager
 async def partitioned(folder: Path) -> AsyncIterator[Subject]:
     """The second partition of a disk, in the middle of it."""
@@ -233,6 +252,9 @@ ROWS = [
     Row("cache", "writeback", over_file("cache,block=4k,size=64k,mode=writeback::{}", NOISE[:SHORT])),
     Row("cache", "on disk", over_file("cache,cache={0}.cache,block=4k,size=128k,mode=writeback::{0}", NOISE)),
     Row("cache", "over memory", plain(f"cache::memory:{SHORT}", bytes(SHORT))),
+    Row("luks", "luks1", encrypted("--type", "luks1")),
+    Row("luks", "4k-sectors", encrypted("--type", "luks2", "--sector-size", "4096")),
+    Row("luks", "discards", encrypted("--type", "luks2", options=",allow-discards")),
     Row("offset", "middle", over_file("offset,offset=513,size=65s::{}", NOISE[:SHORT], slice(513, 513 + 65 * 512))),
     Row("offset", "rest", over_file("offset,offset=4k::{}", NOISE[:SHORT], slice(4096, None))),
     Row("partition", "gpt", partitioned),

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import struct
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
+from cryptography.hazmat.decrepit.ciphers.algorithms import SEED, Camellia
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -107,6 +109,17 @@ def test_cbc_with_every_iv(name: str, key_size: int, sector_size: int, first: in
     )
     assert encrypt(cipher, data, first) == expected
     assert decrypt_in_place(cipher, expected, first) == data
+
+
+@pytest.mark.parametrize(
+    ("name", "algorithm"),
+    [("camellia", Camellia(KEY[:16])), ("seed", SEED(KEY[:16])), ("sm4", algorithms.SM4(KEY[:16]))],
+)
+def test_other_algorithms(name: str, algorithm: Any) -> None:
+    cipher = SectorCipher(CipherName.parse(f"{name}-cbc-plain64"), KEY[:16])
+    expected = Cipher(algorithm, modes.CBC(struct.pack("<QQ", 3, 0))).encryptor().update(COUNTING)
+    assert encrypt(cipher, COUNTING, 3) == expected
+    assert decrypt_in_place(cipher, expected, 3) == COUNTING
 
 
 def test_threads_do_not_share_buffers() -> None:
