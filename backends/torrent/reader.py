@@ -76,7 +76,11 @@ class TorrentFile(Source):
 
 
 class ReadAhead:
-    """Claims the pieces ahead of sequential readers of one file; the window doubles with each read that follows on."""
+    """Claims the pieces ahead of sequential readers of one file; the window doubles with each read that follows on.
+
+    A window that is never all here also keeps libtorrent's connections fast: one that has nothing to ask for a moment
+    starts again with two requests at a time.
+    """
 
     def __init__(self, torrent: Torrent, file: File) -> None:
         self._torrent = torrent
@@ -92,7 +96,11 @@ class ReadAhead:
         if stream is None:
             if len(self._streams) == _STREAMS:
                 self._torrent.release(self._streams.popleft().claimed)
-            self._streams.append(_Stream(offset + length, end))
+            stream = _Stream(offset + length, end)
+            self._streams.append(stream)
+            if offset == 0:  # whoever begins at the beginning mostly goes on
+                stream.window = min(_FIRST_WINDOW, self._largest)
+                self._advance(stream, end)
             return
         if offset + length <= stream.next:
             return  # a part read again

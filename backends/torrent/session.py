@@ -45,7 +45,7 @@ _FIXED: Mapping[str, Any] = {
     "peer_connect_timeout": 7,
     "optimistic_disk_retry": 5,
     "max_out_request_queue": 2000,
-    "request_queue_time": 1,  # seconds of requests under way; what is urgent waits behind them
+    "request_queue_time": 10,  # seconds of requests under way at the present rate; see `Torrent._change_manners`
 }
 _ENCRYPTION = {"allow": 1, "require": 0, "off": 2}  # libtorrent's enc_policy
 _PROXIES = {"socks4": (1, 1), "socks5": (2, 3), "http": (4, 5)}  # libtorrent's proxy_type: without, with password
@@ -104,7 +104,8 @@ class Session:
     def __init__(self, chosen: Mapping[str, Any]) -> None:
         self._readable, self._writable = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         params = libtorrent.session_params()
-        params.settings = dict(chosen)  # type: ignore[assignment]  # its stubs know only what it reads back
+        self.chosen = dict(chosen)
+        params.settings = self.chosen  # type: ignore[assignment]  # its stubs know only what it reads back
         params.disk_io_constructor = _DISK
         self.session: Any = libtorrent.session(params)
         self.session.set_alert_fd(self._writable)

@@ -39,6 +39,7 @@ from nbdfs.errors import SourceError
 
 log = logging.getLogger(__name__)
 
+_SHORT_QUEUE = 1  # seconds of requests under way in a crowd: what is urgent waits behind them
 _TICK = 1.0  # seconds between two looks at peers, limits and resume data
 _GLANCE = 0.1  # seconds between two looks at who is connected, while somebody waits
 _SAVE_EVERY = 60  # ticks
@@ -51,6 +52,7 @@ _KEEP = 0.75  # share of the cache that is left when it overflowed
 _BLOCK = 16 << 10
 _STEP = 10  # milliseconds between the deadlines of pieces wanted together
 _POLITE = 4  # libtorrent's default priority
+_ACQUAINTANCE = 0.7  # seconds: a seed that is just being connected has not said yet that it is one
 _PATIENCE = 0.5  # seconds a read waits in a crowd before it insists, and
 _PATIENCE_EACH = 0.6  # so many more for each other reader, of which it takes a part by chance
 
@@ -76,6 +78,7 @@ class Torrent:
         self.here = bytearray(metainfo.pieces)
         self.timeout: float = options.timeout
         self.crowd = 0  # peers that are reading too
+        self._crowd_since = math.inf
         self._session = session
         self._params = params
         self._options = options
@@ -357,11 +360,22 @@ class Torrent:
     def _on_status(self, alert: Any) -> None:
         for status in alert.status:
             self._status = status
-            was, self.crowd = self.crowd, status.num_peers - status.num_seeds
-            if bool(was) != bool(self.crowd) and self._handle:
-                self._change_manners()
+            others = status.num_peers - status.num_seeds
+            if not others:
+                self._crowd_since = math.inf
+            elif self._crowd_since == math.inf:
+                self._crowd_since = trio.current_time()
+            self._notice(others if trio.current_time() - self._crowd_since >= _ACQUAINTANCE else 0)
+
+    def _notice(self, crowd: int) -> None:
+        changed = bool(crowd) != bool(self.crowd)
+        self.crowd = crowd
+        if changed and self._handle:
+            self._change_manners()
 
     def _change_manners(self) -> None:
+        queue = _SHORT_QUEUE if self.crowd else self._session.chosen["request_queue_time"]
+        self._session.session.apply_settings({"request_queue_time": queue})
         flag = libtorrent.torrent_flags.sequential_download
         if self.crowd or not self._options.sequential:
             self._handle.unset_flags(flag)

@@ -159,8 +159,8 @@ async def test_peers_lost_and_found(tmp_path: Path, tracker: Tracker) -> None:
     torrent = make_torrent(tmp_path, "disk.img", tracker=tracker.url)
     async with open_stack(f"torrent,{ALONE},timeout=40:{torrent}") as source:
         with seeding(torrent, tmp_path):
-            assert await read(source, 0, 10) == content[:10]
-        assert await read(source, 0, 10) == content[:10]
+            assert await read(source, 3 * PIECE, 10) == content[3 * PIECE : 3 * PIECE + 10]
+        assert await read(source, 3 * PIECE, 10) == content[3 * PIECE : 3 * PIECE + 10]
         with seeding(torrent, tmp_path):
             assert await read(source, 9 * PIECE, PIECE) == content[9 * PIECE : 10 * PIECE]
 
@@ -170,7 +170,7 @@ async def test_a_cancelled_read_wants_its_piece_no_more(tmp_path: Path, tracker:
     torrent = make_torrent(tmp_path, "disk.img", tracker=tracker.url)
     async with open_stack(f"torrent,{ALONE}:{torrent}") as source:
         with trio.move_on_after(0.2):
-            await read(source, 0, 10)
+            await read(source, 3 * PIECE, 10)
         with seeding(torrent, tmp_path):
             await read(source, 10 * PIECE, 10)
             await trio.sleep(0.3)
