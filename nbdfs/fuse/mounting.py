@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from nbdfs import libc
 from nbdfs.errors import UserError
+from nbdfs.fuse.keeper import Keeper
 from nbdfs.fuse.options import MountOptions
 
 _DEVICE = "/dev/fuse"
@@ -55,9 +56,9 @@ def privileged() -> bool:
 
 def mount(target: str, kind: int, options: MountOptions) -> Device:
     """Mount on `target`, whose root is of file type `kind`.  Raises UserError."""
-    if privileged() and not options.auto_unmount:
-        return _mount_ourselves(target, kind, options)
-    return _mount_by_helper(target, options)
+    able = privileged()
+    descriptor = _mount_ourselves(target, kind, options) if able else _mount_by_helper(target, options)
+    return Device(descriptor, Keeper(target, privileged=able) if options.auto_unmount else None)
 
 
 def unmount(target: str, *, lazy: bool = False) -> None:
@@ -75,20 +76,20 @@ def unmount(target: str, *, lazy: bool = False) -> None:
 
 
 class Device:
-    """The descriptor of a mounted FUSE connection; `keeper` is the helper's socket of auto_unmount."""
+    """The descriptor of a mounted FUSE connection, and who unmounts should we be killed."""
 
-    def __init__(self, descriptor: int, keeper: socket.socket | None = None) -> None:
+    def __init__(self, descriptor: int, keeper: Keeper | None = None) -> None:
         self.descriptor = descriptor
         self._keeper = keeper
         os.set_blocking(descriptor, False)
 
     def close(self) -> None:
-        os.close(self.descriptor)
         if self._keeper:
-            self._keeper.close()
+            self._keeper.dismiss()
+        os.close(self.descriptor)
 
 
-def _mount_ourselves(target: str, kind: int, options: MountOptions) -> Device:
+def _mount_ourselves(target: str, kind: int, options: MountOptions) -> int:
     try:
         device = os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
@@ -102,10 +103,10 @@ def _mount_ourselves(target: str, kind: int, options: MountOptions) -> Device:
     except OSError as error:
         os.close(device)
         raise UserError(f"cannot mount on {target}: {error.strerror}") from error
-    return Device(device)
+    return device
 
 
-def _mount_by_helper(target: str, options: MountOptions) -> Device:
+def _mount_by_helper(target: str, options: MountOptions) -> int:
     helper = _helper()
     try:
         os.close(os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC))
@@ -128,11 +129,9 @@ def _mount_by_helper(target: str, options: MountOptions) -> Device:
         _, said = process.communicate(timeout=_SECONDS)
         ours.close()
         raise UserError(f"cannot mount on {target}: {said.strip() or helper + ' failed'}")
-    if options.auto_unmount:  # the helper stays, and unmounts when our end of the socket closes
-        return Device(descriptor, ours)
     process.communicate(timeout=_SECONDS)
     ours.close()
-    return Device(descriptor)
+    return descriptor
 
 
 def _receive_descriptor(channel: socket.socket) -> int | None:
@@ -156,7 +155,6 @@ def _helper_options(options: MountOptions) -> str:
         (True, f"fsname={_escaped(options.fsname)}"),
         (options.readonly, "ro"),
         (options.allow_other, "allow_other"),
-        (options.auto_unmount, "auto_unmount"),
         (options.suid, "suid"),
         (options.dev, "dev"),
         (not options.exec, "noexec"),

@@ -1,0 +1,105 @@
+"""The -o options of a mount, as the kernel and other users see them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from nbdfs.errors import UsageError
+from nbdfs.fuse.options import MountOptions, parse_options
+from tests.mounts import NOBODY, Mounter, is_mounted, wait_until
+
+SPEC = "memory:1M"
+
+
+def mount_line(file: Path) -> tuple[set[str], str, str]:
+    """What /proc/self/mountinfo says of a mount: options, type, source."""
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        fields, _, rest = line.partition(" - ")
+        if fields.split()[4] == str(file):
+            fstype, source, options = rest.split(" ", 2)
+            return {*fields.split()[5].split(","), *options.split(",")}, fstype, source
+    pytest.fail(f"{file} is not mounted")
+
+
+def test_defaults(mount: Mounter) -> None:
+    options, fstype, source = mount_line(mount(SPEC).file)
+    assert {"rw", "nosuid", "nodev"} <= options
+    assert "allow_other" not in options
+    assert (fstype, source) == ("fuse.nbdfs", SPEC)
+
+
+def test_kernel_options(mount: Mounter) -> None:
+    wanted = "noexec,noatime,ro,fsname=my disk,subtype=special"
+    options, fstype, source = mount_line(mount(SPEC, "-o", wanted).file)
+    assert {"noexec", "noatime", "ro"} <= options
+    assert (fstype, source) == ("fuse.special", "my\\040disk")
+
+
+@pytest.mark.root
+def test_owner_mode_and_others(nobody_path: Path, unprivileged: list[str]) -> None:
+    mount = Mounter(nobody_path, [], ())
+    try:
+        closed = mount(SPEC, name="closed").file
+        opened = mount(SPEC, "-o", f"allow_other,uid={NOBODY},gid={NOBODY},mode=640", name="open").file
+        found = opened.stat()
+        assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (NOBODY, NOBODY, 0o640)
+        for file, allowed in ((closed, False), (opened, True)):
+            done = subprocess.run([*unprivileged, "dd", f"if={file}", "of=/dev/null", "count=1"], capture_output=True)
+            assert (done.returncode == 0) == allowed, done.stderr
+    finally:
+        mount.end_all()
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("mount", ["passthrough"], indirect=True)
+def test_special_kinds_need_words(mount: Mounter) -> None:
+    options, _, _ = mount_line(mount(SPEC, "-o", "suid,dev,sync,strictatime").file)
+    assert not {"nosuid", "nodev", "relatime"} & options
+    assert "sync" in options
+
+
+def test_auto_unmount(mount: Mounter) -> None:
+    mounted = mount(SPEC, "-o", "auto_unmount")
+    mounted.stop(signal.SIGKILL)
+    wait_until(lambda: not is_mounted(mounted.file), "the helper's unmount")
+
+
+@pytest.mark.parametrize("mount", ["unprivileged"], indirect=True)
+def test_passthrough_where_it_cannot_be_is_refused(mount: Mounter) -> None:
+    mounted = mount(SPEC, "-o", "passthrough", ready=False)
+    assert mounted.process.wait() == 1
+    assert mounted.process.stderr
+    assert "passthrough needs Linux 6.9" in mounted.process.stderr.read()
+    assert not os.path.lexists(mounted.file)
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("bogus", "no mount option 'bogus'"),
+        ("allow_othr", "did you mean 'allow_other'"),
+        ("ro,rw", "another value"),
+        ("timeout=1,timeout=2", "another value"),
+        ("timeout", "needs a value"),
+        ("timeout=0", "more than 0"),
+        ("timeout=soon", "not a duration"),
+        ("ro=1", "takes no value"),
+        ("mode=999", "not an octal number"),
+        ("mode=7777", "more than 0777"),
+        ("uid=root", "not a number"),
+        ("writeback,passthrough", "exclude each other"),
+    ],
+)
+def test_wrong_options(text: str, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        parse_options([text])
+
+
+def test_words_for_others_are_ignored() -> None:
+    assert parse_options(["defaults,_netdev,nofail,x-systemd.automount,user", "noauto"]) == MountOptions()
