@@ -1,5 +1,6 @@
 # make run         mount a 1 GiB RAM disk over mem.img, in the foreground
 # make test        install what the tests need and run them; test-long also runs the campaigns of minutes
+# make test-guest  run the tests in virtual machines
 # make lint types  style and types
 # make docs        fill the generated parts of the manual
 # make bench       measure, and write the table of the README
@@ -17,7 +18,7 @@ TEST_PACKAGES := acl aria2 busybox-static cpio cryptsetup-bin e2fsprogs fdisk fi
 	libnbd-bin lsof nbd-client nbd-server nbdkit nginx-light procps python3-libnbd qemu-system-x86 \
 	qemu-utils socat strace tmux transmission-cli util-linux xfsprogs xz-utils zstd
 
-.PHONY: run test test-long venv lint types bench docs clean run-packages test-packages
+.PHONY: run test test-long test-guest venv lint types bench docs clean run-packages test-packages
 
 run: run-packages $(BIN)/.run
 	@echo "A RAM disk of 1 GiB is the file mem.img, until Ctrl-C or 'nbdfs umount mem.img'. In another terminal, try:"
@@ -29,7 +30,10 @@ test: run-packages test-packages $(BIN)/.dev
 	$(PYTEST)
 
 test-long: run-packages test-packages $(BIN)/.dev
-	$(PYTEST) -m "long or not long"
+	$(PYTEST) -m "not guest"
+
+test-guest: run-packages test-packages $(BIN)/.dev
+	$(PYTEST) -m guest
 
 venv: run-packages $(BIN)/.dev
 

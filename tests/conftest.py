@@ -21,14 +21,16 @@ ROOT = Path(__file__).parent.parent
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "long: a campaign of minutes; `make test-long` runs it")
+    config.addinivalue_line("markers", "guest: runs in a virtual machine; `make test-guest` runs it")
     config.addinivalue_line("markers", "root: needs to be root (mounts, namespaces, other users)")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if not config.option.markexpr:
-        items[:], chosen_out = _split(items, "long")
-        if chosen_out:
-            config.hook.pytest_deselected(items=chosen_out)
+        for marker in "long", "guest":
+            items[:], chosen_out = _split(items, marker)
+            if chosen_out:
+                config.hook.pytest_deselected(items=chosen_out)
     if os.geteuid() != 0:
         for item in items:
             if item.get_closest_marker("root"):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 
 from nbdfs.checked import Checked
+from nbdfs.cli._named import flush, named_plans
 from nbdfs.errors import UsageError, UserError
 from nbdfs.export import Export
 from nbdfs.fuse import session as fuse
@@ -18,11 +18,9 @@ from nbdfs.fuse.session import Session
 from nbdfs.fuse.target import prepared
 from nbdfs.fuse.tree import File, Tree
 from nbdfs.registry import OpenContext
-from nbdfs.stack import Plan, open_stack, plan
+from nbdfs.stack import Plan, open_stack
 
 log = logging.getLogger(__name__)
-
-_NAMED = re.compile(r"([A-Za-z0-9_][A-Za-z0-9_+.~/-]*)=(.*)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -37,17 +35,7 @@ class Order:
 
 def order(specs: Sequence[str], target: str, options: MountOptions) -> Order:
     """Read the specs of a command line: one SPEC, or any number of NAME=SPEC.  Raises UsageError."""
-    named = [match for text in specs if (match := _NAMED.fullmatch(text))]
-    if not named and len(specs) == 1:
-        return Order({"": plan(specs[0])}, target, options)
-    if len(named) != len(specs):
-        raise UsageError("several sources need names: NAME=SPEC NAME=SPEC... DIRECTORY")
-    plans: dict[str, Plan] = {}
-    for match in named:
-        if match[1] in plans:
-            raise UsageError(f"the name '{match[1]}' is given twice")
-        plans[match[1]] = plan(match[2])
-    return Order(plans, target, options)
+    return Order(named_plans(specs), target, options)
 
 
 @asynccontextmanager
@@ -98,18 +86,6 @@ async def _open_tree(stack: AsyncExitStack, planned: Plan, target: str, readonly
     return {
         name: Export(name, Checked(source, readonly=readonly), f"{planned}: {name}") for name, source in sources.items()
     }
-
-
-async def flush(exports: Mapping[str, Export]) -> None:
-    failures = []
-    for export in exports.values():
-        if export.source.writable:
-            try:
-                await export.source.flush()
-            except OSError as error:
-                failures.append(f"{export.description}: {error}")
-    if failures:
-        raise UserError(f"the last flush failed, data may be lost: {'; '.join(failures)}")
 
 
 def _keep_coherent(session: Session, path: str, file: File) -> None:

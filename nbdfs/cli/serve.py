@@ -15,12 +15,12 @@ from contextlib import AsyncExitStack
 import trio
 
 from nbdfs import supervise, systemd
-from nbdfs.cli import _mounting, _serving
+from nbdfs.cli import _serving
+from nbdfs.cli._named import flush, named_plans
 from nbdfs.cli._serving import Place, Service
 from nbdfs.cli.main import set_up_logging
 from nbdfs.errors import UsageError
 from nbdfs.export import Export
-from nbdfs.fuse.options import MountOptions
 from nbdfs.nbd.server import Server
 from nbdfs.nbd.stream import PipeStream
 from nbdfs.nbd.uri import Tcp, Unix, Uri, Vsock
@@ -51,12 +51,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    plans = _mounting.order(arguments.specs, "", MountOptions()).plans
+    plans = named_plans(arguments.specs)
     what = _serving.service(arguments, _place(arguments))
     if arguments.log_file:
         set_up_logging(arguments.verbose, arguments.log_file)
     ready = supervise.background() if arguments.background else lambda: None
-    return trio.run(_serve, dict(plans), what, arguments, ready)
+    return trio.run(_serve, plans, what, arguments, ready)
 
 
 def _place(arguments: argparse.Namespace) -> Place:
@@ -84,7 +84,7 @@ async def _serve(
         try:
             return await serve_exports(what, exports, run=arguments.run, pidfile=arguments.pidfile, ready=ready)
         finally:
-            await _mounting.flush({export.name: export for export in exports})
+            await flush({export.name: export for export in exports})
 
 
 async def serve_exports(

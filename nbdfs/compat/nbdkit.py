@@ -17,7 +17,8 @@ from contextlib import AsyncExitStack
 import trio
 
 from nbdfs import libc, supervise
-from nbdfs.cli import _mounting, _serving
+from nbdfs.cli import _serving
+from nbdfs.cli._named import flush
 from nbdfs.cli._serving import Place, Service
 from nbdfs.cli.main import Parser, set_up_logging
 from nbdfs.cli.serve import serve_exports
@@ -197,4 +198,4 @@ async def _serve(planned: Plan, what: Service, arguments: argparse.Namespace, re
                 what, [export], run=arguments.run, pidfile=arguments.pidfile, ready=ready, show=False
             )
         finally:
-            await _mounting.flush({export.name: export})
+            await flush({export.name: export})
