@@ -15,7 +15,7 @@ import trio
 
 from nbdfs.copying.digests import Hasher
 from nbdfs.copying.ends import Input, Output
-from nbdfs.copying.kernel import copy_range
+from nbdfs.copying.plain import copy_range
 from nbdfs.copying.plan import Kind, Piece
 from nbdfs.copying.turns import Turns
 from nbdfs.errors import SourceError
@@ -50,7 +50,7 @@ class Counters:
 class Engine:
     """One copy from `input` to `output`; `failure` says afterwards what stopped it.
 
-    `kernel` holds the files of the two ends where the kernel shall copy between them.  `hashers` see all bytes in
+    `files` holds the plain files that the two ends are, where they shall be copied as such.  `hashers` see all bytes in
     order.  `rate` is in bytes a second.  `done` collects what has arrived, but need not be durable yet.
     """
 
@@ -59,7 +59,7 @@ class Engine:
     progress: Progress
     workers: int
     request_size: int
-    kernel: tuple[Backing, Backing] | None = None
+    files: tuple[Backing, Backing] | None = None
     hashers: Sequence[Hasher] = ()
     retry: int = 0
     rate: float = 0.0
@@ -98,9 +98,12 @@ class Engine:
         if kind is Kind.DATA:
             if self.rate:
                 await self._pace(length)
-            if not (self.kernel and await self._copy_in_kernel(self.kernel, offset, length)):
-                for at, size in pieces(offset, length, self.request_size):
-                    await self._carry(at, size, buffer)
+            if self.files:
+                await self._attempt(self._in_thread, copy_range, *self.files, offset, length, what="copy", at=offset)
+                self.counters.copied += length
+                return
+            for at, size in pieces(offset, length, self.request_size):
+                await self._carry(at, size, buffer)
             return
         if self.hashers:
             await self._hash_zero(offset, length)
@@ -118,14 +121,6 @@ class Engine:
         zeroed = await self._attempt(self.output.write, data, offset, what="write", at=offset)
         self.counters.zeroed += zeroed
         self.counters.copied += length - zeroed
-
-    async def _copy_in_kernel(self, kernel: tuple[Backing, Backing], offset: int, length: int) -> bool:
-        copied: bool = await self._attempt(self._in_thread, copy_range, *kernel, offset, length, what="copy", at=offset)
-        if copied:
-            self.counters.copied += length
-        else:
-            self.kernel = None
-        return copied
 
     async def _attempt(self, operation: Callable[..., Awaitable[T]], *arguments: object, what: str, at: int) -> T:
         """Do one request, again if it fails and may be tried again."""

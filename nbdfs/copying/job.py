@@ -27,8 +27,8 @@ from nbdfs.copying.ends import (
     both_immediate,
 )
 from nbdfs.copying.engine import CopyError, Engine
-from nbdfs.copying.kernel import STEP
 from nbdfs.copying.options import CopyOptions, Summary
+from nbdfs.copying.plain import STEP
 from nbdfs.copying.plan import Planner
 from nbdfs.copying.resume import StateFile
 from nbdfs.copying.verify import CompareOutput, forget_cached
@@ -41,7 +41,7 @@ from nbdfs.stack import Plan, open_stack, plan
 
 _SPARSE = 4096  # bytes; the least block in which zeroes are looked for
 _LARGEST_ALIGN = 64 << 10  # bytes; a preferred block size above that is a wish too costly to follow
-_KERNEL_WORKERS = 2  # copies of the kernel in flight: one moves memory while the other waits for a disk
+_FILE_WORKERS = 2  # copies of plain files in flight: one moves memory while the other waits for a disk
 _SAVE_INTERVAL = 2.0  # seconds between two flushes that a state file can claim
 _SAVE_TIMEOUT = 30.0  # seconds that the last one may take after a failure
 
@@ -92,8 +92,7 @@ class _Job:
         await self._open_destination(stack, size)
         self.progress = Progress(size)
         done = self._load_state()
-        self.engine = self._engine(stack, done)
-        self.resumed = done.total
+        self.engine = self._engine(done)
         await self._carry_out()
 
     def summary(self) -> Summary:
@@ -208,28 +207,28 @@ class _Job:
 
     # Choosing the way
 
-    def _engine(self, stack: AsyncExitStack, done: RangeSet) -> Engine:
+    def _engine(self, done: RangeSet) -> Engine:
         options = self.options
         hashers: Sequence[Hasher] = [*self.digests, *([self.block_hash] if self.block_hash else [])]
-        kernel = self._kernel_files(hashers)
+        plain = self._plain_files(hashers)
         resident = bool(
             self.source and self.destination and not hashers and both_immediate(self.source, self.destination)
         )
-        self.way = "kernel" if kernel else "memory" if resident else "requests"
+        self.way = "files" if plain else "memory" if resident else "requests"
         blank = options.blank or (self.created and not options.allocated)
         workers = max(1, min(options.requests * options.connections, options.queue_size // options.request_size))
-        if kernel:
-            workers = _KERNEL_WORKERS
+        if plain:
+            workers = _FILE_WORKERS
         if resident or options.synchronous:
             workers = 1
         output = self._output(blank)
         return Engine(
-            self._input(kernel is not None, resident, blank, done),
+            self._input(plain is not None, resident, blank, done),
             output,
             self.progress,
             workers=workers,
             request_size=options.request_size,
-            kernel=kernel,
+            files=plain,
             hashers=hashers,
             retry=0 if isinstance(output, StreamOutput) else options.retry,  # a part of it may be out already
             rate=options.rate,
@@ -237,7 +236,7 @@ class _Job:
             done=done,
         )
 
-    def _kernel_files(self, hashers: Sequence[Hasher]) -> tuple[Backing, Backing] | None:
+    def _plain_files(self, hashers: Sequence[Hasher]) -> tuple[Backing, Backing] | None:
         """The two files, if both ends are plain files and nobody need see the bytes."""
         options = self.options
         if not (self.source and self.destination) or hashers or options.sparse or options.rate or not options.extents:
@@ -245,17 +244,17 @@ class _Job:
         source, destination = self.source.backing(), self.destination.backing()
         return (source, destination) if source and destination else None
 
-    def _input(self, kernel: bool, resident: bool, blank: bool, done: RangeSet) -> Input:
+    def _input(self, plain: bool, resident: bool, blank: bool, done: RangeSet) -> Input:
         if not self.source:
             return StreamInput(self.input_fd)
         options = self.options
         planner = Planner(
             self.source,
             self.destination if options.compare_zeroes else None,
-            step=STEP if kernel else options.request_size,
+            step=STEP if plain else options.request_size,
             align=self._align(),
             extents=options.extents,
-            short_holes=options.sparse != 0 and not kernel,
+            short_holes=options.sparse != 0 and not plain,
             done=done,
             blank=blank or files.is_null(self.destination_spec),
             allocated=options.allocated,
@@ -285,12 +284,15 @@ class _Job:
 
     async def _carry_out(self) -> None:
         """Copy, flush and verify.  Raises UserError if one of them failed or a signal came."""
-        failure = self._interrupted = ""
+        failure: str | None = None
+        self._interrupted = ""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch_signals, nursery.cancel_scope)
             failure = await self._steps()
             nursery.cancel_scope.cancel()
-        if failure := self._interrupted or failure:
+        if failure is None:
+            failure = self._interrupted  # a signal that came after all was done changes nothing
+        if failure:
             outcome = "what has arrived is not known"
             with trio.move_on_after(_SAVE_TIMEOUT):
                 outcome = await self._outcome()

@@ -50,7 +50,7 @@ class CopyOptions:
 class Summary:
     """What a copy did, in bytes and seconds, ready for JSON.
 
-    `way` is how the bytes moved: `kernel`, `memory` or `requests`.  `skipped` was right at the destination before, or
+    `way` is how the bytes moved: `files`, `memory` or `requests`.  `skipped` was right at the destination before, or
     finished by an earlier run.
     """
 

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -68,11 +69,21 @@ def test_holes_stay_holes(source: str, tmp_path: Path) -> None:
 def test_a_file_is_copied_by_the_kernel_and_qemu_finds_no_difference(image: Path, tmp_path: Path) -> None:
     target = tmp_path / "target.img"
     summary = json.loads(nbdfs("copy", "--json", image, target).stdout)
-    assert summary["way"] == "kernel"
+    assert summary["way"] == "files"
     assert summary["flushed"] is True
     assert summary["size"] == 8 * MIB
     subprocess.run(["qemu-img", "compare", "-f", "raw", "-F", "raw", image, target], check=True, capture_output=True)
     assert target.stat().st_blocks <= image.stat().st_blocks
+
+
+def test_files_on_two_file_systems_are_copied_by_hand(image: Path) -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        target = Path(folder) / "target.img"
+        assert target.parent.stat().st_dev != image.stat().st_dev
+        summary = json.loads(nbdfs("copy", "--json", "--verify", image, target).stdout)
+        assert summary["way"] == "files"
+        assert sha256(target) == sha256(image)
+        assert target.stat().st_blocks <= image.stat().st_blocks
 
 
 def test_zeroes_in_data_become_holes_if_they_are_looked_for(image: Path, tmp_path: Path) -> None:
