@@ -208,7 +208,7 @@ class _Cbc(_Blocks):
 
     def _encrypt(self, source: memoryview, target: memoryview, first: int) -> None:
         """A sector's blocks follow from each other, but those of different sectors do not: they are done abreast."""
-        blocks = np.ascontiguousarray(self._grid(source, len(source)).transpose(1, 0, 2))
+        blocks = self._grid(source, len(source)).transpose(1, 0, 2).copy()  # never the caller's own memory
         iv = self._iv[: blocks.shape[1]]
         self._fill_iv(iv, first)
         size = iv.nbytes

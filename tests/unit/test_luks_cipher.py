@@ -96,9 +96,9 @@ IVS = {
 @pytest.mark.parametrize("name", IVS)
 @pytest.mark.parametrize("key_size", [16, 24, 32])
 @pytest.mark.parametrize("sector_size", [512, 4096])
-@pytest.mark.parametrize("first", [0, (1 << 32) - 8])
-def test_cbc_with_every_iv(name: str, key_size: int, sector_size: int, first: int) -> None:
-    key, sectors = KEY[:key_size], 131
+@pytest.mark.parametrize(("first", "sectors"), [(0, 131), ((1 << 32) - 8, 131), (5, 1)])
+def test_cbc_with_every_iv(name: str, key_size: int, sector_size: int, first: int, sectors: int) -> None:
+    key = KEY[:key_size]
     data = hashlib.shake_128(b"cbc").digest(sectors * sector_size)
     cipher = SectorCipher(CipherName.parse(name), key, sector_size)
     expected = b"".join(
