@@ -75,7 +75,7 @@ def add_copy_arguments(parser: argparse.ArgumentParser, default: CopyOptions) ->
         help="look for zeroes in blocks of SIZE and zero those instead of writing them; 0 looks for none"
         " (default: 4k or the block size the destination prefers; not between two plain files)")  # fmt: skip
     add("--synchronous", action="store_true", help="one request at a time, in order")
-    add("-T", "--threads", type=_count, default=0, metavar="N", help="threads for hashes and copies between plain files")
+    add("-T", "--threads", type=_count, default=0, metavar="N", help="threads that hash, or copy plain files")
 
 
 def options_of(arguments: argparse.Namespace) -> CopyOptions:
