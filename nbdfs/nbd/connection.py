@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _POLL_NS = 50_000  # how long to look for the next request before sleeping
+_HOT_NS = 250_000  # a wait no longer, the way through trio included, means that requests come fast
 _SLICE_NS = 2_000_000  # how long to go on without letting other tasks run
 _BATCH = 256 << 10  # bytes of replies that are sent together
 
@@ -308,7 +309,7 @@ class Connection:
                 await self._readable(self._limits.idle, "idle for too long")
             count = self._stream.recv_now(space)
         now = time.monotonic_ns()
-        self._hot = not waited or now - began < _POLL_NS
+        self._hot = not waited or now - began < _HOT_NS
         if waited:
             self._slice_end = now + _SLICE_NS
         elif now > self._slice_end:
