@@ -26,7 +26,7 @@ from nbdfs.captive import Captive
 from nbdfs.errors import SourceError, UserError
 from nbdfs.nbd.channel import Channel, dial
 from nbdfs.nbd.handshake import ExportFacts, Handshake, HandshakeError, ServerFacts
-from nbdfs.nbd.mux import ConnectionLostError, Mux
+from nbdfs.nbd.mux import ConnectionLostError, Mux, Polling
 from nbdfs.nbd.proto import constants as nbd
 from nbdfs.nbd.replies import Request
 from nbdfs.nbd.tls import client_context
@@ -145,7 +145,7 @@ async def _by_entering(target: Target, name: str) -> ExportFacts:
     """What the server says about an export to who enters it."""
     async with shaking_hands(target) as (channel, handshake):
         export = await handshake.go(name)
-        _mux(channel, handshake).disconnect()
+        _mux(channel, handshake, Polling()).disconnect()
     return export
 
 
@@ -184,6 +184,7 @@ class Client:
         self._down_since: float | None = None
         self._ended: str = ""  # why there will be no connection any more
         self._doubtful: list[Request] = []
+        self._polling = Polling()
 
     # Operations
 
@@ -330,7 +331,7 @@ class Client:
         async with shaking_hands(self._target, extended=self.server.extended) as (channel, handshake):
             export = await handshake.go(self._target.export, self._options.contexts)
             self._check(handshake.facts, export)
-            return _mux(channel, handshake)
+            return _mux(channel, handshake, self._polling)
 
     def _check(self, server: ServerFacts, export: ExportFacts) -> None:
         """Whether the export is still the one that was opened, as far as can be told."""
@@ -409,9 +410,9 @@ def _overlap(one: Request, other: Request) -> bool:
     return one.offset < other.offset + other.length and other.offset < one.offset + one.length
 
 
-def _mux(channel: Channel, handshake: Handshake) -> Mux:
+def _mux(channel: Channel, handshake: Handshake, polling: Polling) -> Mux:
     facts = handshake.facts
-    return Mux(channel, structured=facts.structured, extended=facts.extended)
+    return Mux(channel, polling, structured=facts.structured, extended=facts.extended)
 
 
 @asynccontextmanager
@@ -422,7 +423,7 @@ async def connected(target: Target, options: ClientOptions) -> AsyncIterator[Cli
             raise HandshakeError(f"{target.name} speaks the oldstyle protocol of NBD: start it with the newstyle one")
         export = await handshake.go(target.export, options.contexts)
         client = Client(target, options, handshake.facts, export)
-        first = _mux(channel, handshake)
+        first = _mux(channel, handshake, client._polling)
     async with serving_nursery() as nursery:
         await client._run(first, nursery)
         try:

@@ -40,13 +40,34 @@ class ConnectionLostError(ConnectionError):
     """The connection ended before the reply came: the request may be sent again on another one."""
 
 
+class Polling:
+    """Whether a lone request is polled for: what all connections of a client share.
+
+    Invariant: `in_flight` is the number of requests in flight on all of them; while there are several, the time is
+    better spent on the others.
+    """
+
+    def __init__(self) -> None:
+        self.in_flight = 0
+        self._trust = _TRUST  # that a poll is answered in time
+
+    def worth_while(self, request: Request) -> bool:
+        if self.in_flight > 1 or request.weight > _POLLED:
+            return False
+        return self._trust > 0 or request.cookie % _PROBE == 0
+
+    def told(self, answered: bool) -> None:
+        """A poll was answered, or in vain."""
+        self._trust = min(self._trust + 1, _TRUST) if answered else max(self._trust - _DOUBT, 0)
+
+
 class Mux:
     """The transmission phase of one connection, from a channel that has finished its handshake.
 
     `run` must be running.  `load` is a measure of what is in flight, for who chooses between connections.
     """
 
-    def __init__(self, channel: Channel, *, structured: bool, extended: bool) -> None:
+    def __init__(self, channel: Channel, polling: Polling, *, structured: bool, extended: bool) -> None:
         self._channel = channel
         self._replies = Replies(self._finish, structured=structured, extended=extended)
         self._extended = extended
@@ -56,7 +77,7 @@ class Mux:
         self._led = False
         self._reader_wanted = trio.Event()
         self._stage = memoryview(bytearray(_STAGE))
-        self._trust = _TRUST  # that polling is answered in time
+        self._polling = polling
         self.lost: ConnectionLostError | None = None
         self.ended = trio.Event()
         self.load = 0
@@ -119,6 +140,7 @@ class Mux:
     def _finish(self, request: Request, error: OSError | None) -> None:
         del self._in_flight[request.cookie]
         self.load -= request.weight
+        self._polling.in_flight -= 1
         self.answered = self.answered or error is None
         request.finish(error)
 
@@ -143,6 +165,7 @@ class Mux:
         """Send while nobody else can: whatever does not go at once goes under `_sending`."""
         self._in_flight[request.cookie] = request
         self.load += request.weight
+        self._polling.in_flight += 1
         request.sent = trio.current_time()
         total = len(message) + (len(payload) if payload is not None else 0)
         try:
@@ -192,7 +215,7 @@ class Mux:
         """Receive until the reply is here."""
         self._led = True
         try:
-            if request.weight <= _POLLED:
+            if self._polling.worth_while(request):
                 self._poll(request)
             while not request.done:
                 if not self._receive_now():
@@ -205,15 +228,12 @@ class Mux:
                 self._reader_wanted.set()
 
     def _poll(self, request: Request) -> None:
-        """Look for the reply for a moment, as long as that has been worth its while lately."""
-        if self._trust <= 0 and request.cookie % _PROBE:
-            return
+        """Look for the reply for a moment."""
         until = time.perf_counter_ns() + _POLL_NS
         while not request.done:
             if not self._receive_now() and time.perf_counter_ns() > until:
-                self._trust = max(self._trust - _DOUBT, 0)
-                return
-        self._trust = min(self._trust + 1, _TRUST)
+                break
+        self._polling.told(request.done)
 
     async def _readable(self) -> None:
         try:
