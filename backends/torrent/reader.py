@@ -76,7 +76,7 @@ class TorrentFile(Source):
 
 
 class ReadAhead:
-    """Claims the pieces ahead of sequential readers of one file; the window doubles with each read that follows on.
+    """Claims the pieces ahead of sequential readers of one file; each read that follows on makes the window larger.
 
     A window that is never all here also keeps libtorrent's connections fast: one that has nothing to ask for a moment
     starts again with two requests at a time.
@@ -106,7 +106,7 @@ class ReadAhead:
             return  # a part read again
         stream.next = offset + length
         first = _CROWD_WINDOW if self._torrent.crowd else _FIRST_WINDOW
-        stream.window = min(max(stream.window * 2, first), self._largest)
+        stream.window = min(max(stream.window * 4, first), self._largest)
         if stream.next + stream.window > stream.asked + stream.window // 4 or stream.top < end:
             self._advance(stream, end)
 

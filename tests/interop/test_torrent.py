@@ -166,13 +166,13 @@ async def test_peers_lost_and_found(tmp_path: Path, tracker: Tracker) -> None:
 
 
 async def test_a_cancelled_read_wants_its_piece_no_more(tmp_path: Path, tracker: Tracker) -> None:
-    write_files(tmp_path, {"disk.img": noise(SIZE)})
+    write_files(tmp_path, {"disk.img": noise(300 * PIECE)})
     torrent = make_torrent(tmp_path, "disk.img", tracker=tracker.url)
     async with open_stack(f"torrent,{ALONE}:{torrent}") as source:
         with trio.move_on_after(0.2):
             await read(source, 3 * PIECE, 10)
         with seeding(torrent, tmp_path):
-            await read(source, 10 * PIECE, 10)
+            await read(source, 200 * PIECE, 10)
             await trio.sleep(0.3)
             assert await resident(source) == PIECE
 
