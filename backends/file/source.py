@@ -38,6 +38,8 @@ _MOST_THREADS = 32
 _MOST_EXTENTS = 1024  # in one answer
 _SLOW_WRITE = 0.005  # seconds after which a write was no mere copy
 _DISTRUST = 1.0  # seconds for which writes then go to a thread
+_SPARE = 1 << 20  # bytes; longer requests get memory of their own
+_MOST_SPARES = 16
 _BLKDISCARD = 0x1277  # linux/fs.h
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV)
 
@@ -50,6 +52,7 @@ class File(Source):
         self._options = options
         self._readonly = readonly
         self._threads = trio.CapacityLimiter(_MOST_THREADS)
+        self._spares = _Spares()
         self._threads_until = 0.0  # writes go to a thread up to this time
         self._lost = 0  # errno of the first sync that failed
 
@@ -91,13 +94,17 @@ class File(Source):
             await self._read_in_thread(buffer[done:], offset + done)
 
     async def _read_in_thread(self, buffer: memoryview, offset: int) -> None:
-        own = memoryview(mmap.mmap(-1, len(buffer)))  # aligned to a page, as direct access needs
+        own = self._spares.take(len(buffer))
         await self._thread(lambda: read_whole(self._fd, own, offset), abandon=True)
         buffer[:] = own
+        self._spares.give(own)  # not after a failure: a thread that was left alone may still write into it
 
     async def pwrite(self, data: memoryview, offset: int, *, fua: bool = False) -> None:
         if self._options.direct:
-            await self._thread(lambda: self._write(_aligned(data), offset, fua))
+            own = self._spares.take(len(data))
+            own[:] = data
+            await self._thread(lambda: self._write(own, offset, fua))
+            self._spares.give(own)
             return
         if fua or not self._file.local or time.monotonic() < self._threads_until:
             await self._thread(lambda: self._write(data, offset, fua))
@@ -207,8 +214,17 @@ class File(Source):
         return await trio.to_thread.run_sync(work, limiter=self._threads, abandon_on_cancel=abandon)
 
 
-def _aligned(data: memoryview) -> memoryview:
-    """A copy in memory that direct access can use."""
-    copy = memoryview(mmap.mmap(-1, len(data)))
-    copy[:] = data
-    return copy
+class _Spares:
+    """Memory aligned to a page, as direct access needs, that was used before: fresh pages are dear."""
+
+    def __init__(self) -> None:
+        self._free: list[memoryview] = []
+
+    def take(self, length: int) -> memoryview:
+        whole = self._free.pop() if self._free and length <= _SPARE else memoryview(mmap.mmap(-1, max(length, _SPARE)))
+        return whole[:length]
+
+    def give(self, part: memoryview) -> None:
+        whole = memoryview(part.obj)
+        if len(self._free) < _MOST_SPARES and len(whole) == _SPARE:
+            self._free.append(whole)
