@@ -196,7 +196,41 @@ DATA = bytearray(SHORT)
 DATA[:2048] = b"\x55\xaa" * 1024
 DATA[40000:40004] = b"data"
 
+
+def remote(options: str, *words: str) -> Prepare:
+    """An image that nbdkit serves, with filters of its own."""
+
+    @asynccontextmanager
+    async def prepare(folder: Path) -> AsyncIterator[Subject]:
+        image, socket, ready = folder / "image", folder / "socket", folder / "ready"
+        image.write_bytes(NOISE)
+        command = ["nbdkit", "-f", "-P", str(ready), "-U", str(socket), "file", str(image), *words]
+        with subprocess.Popen(command) as process:
+            try:
+                with trio.fail_after(10):
+                    while not ready.exists():
+                        await trio.sleep(0.01)
+                yield Subject(f"nbd{options}::nbd+unix:///?socket={socket}", NOISE)
+            finally:
+                process.terminate()
+
+    return prepare
+
+
 ROWS = [
+    Row("nbd", "plain", remote("")),
+    Row("nbd", "no-readahead", remote(",readahead=0,connections=1")),
+    Row(
+        "nbd",
+        "limits",
+        remote(
+            "",
+            "--filter=blocksize-policy",
+            "blocksize-minimum=512",
+            "blocksize-maximum=65536",
+            "blocksize-error-policy=error",
+        ),
+    ),
     Row("null", "1M", plain(f"null:{SIZE}", bytes(SIZE)), Writes.FORGOTTEN),
     Row("null", "short", plain(f"null:{SHORT}", bytes(SHORT)), Writes.FORGOTTEN),
     Row("readahead", "null", plain(f"readahead::null:{SIZE}", bytes(SIZE)), Writes.FORGOTTEN),
