@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import socket
 import threading
+import time
 import urllib.parse
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -138,6 +139,11 @@ class Tracker:
         others = [known for known in self.peers if known != port]
         compact = b"".join(socket.inet_aton("127.0.0.1") + known.to_bytes(2, "big") for known in others)
         return b"d8:intervali2e12:min intervali1e5:peers%d:%se" % (len(compact), compact)
+
+    def wait_for_peers(self, number: int) -> None:
+        """Wait until so many have announced themselves."""
+        while len(self.peers) < number:
+            time.sleep(0.01)
 
     def close(self) -> None:
         self._server.shutdown()

@@ -271,7 +271,7 @@ async def test_luks_over_a_torrent(tmp_path: Path) -> None:
 
 @pytest.mark.long
 async def test_eight_readers_ask_a_slow_seeder_for_hardly_more_than_one_image(tmp_path: Path) -> None:
-    content = noise(16 << 20)
+    content = noise(24 << 20)
     write_files(tmp_path, {"disk.img": content})
     finished = 0
 
