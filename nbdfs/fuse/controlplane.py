@@ -12,7 +12,7 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import pyfuse3
 import trio
@@ -227,7 +227,7 @@ class ControlPlane(pyfuse3.Operations):
     async def _refuse(self, *arguments: Any) -> Any:
         raise FUSEError(errno.EPERM)
 
-    mknod = mkdir = unlink = rmdir = symlink = rename = link = create = _refuse
+    mknod = mkdir = unlink = rmdir = symlink = rename = link = create = cast(Any, _refuse)  # whatever they are given
 
     # Extended attributes.
 

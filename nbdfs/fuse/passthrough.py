@@ -45,7 +45,8 @@ class Passthrough:
             return -1
         try:
             # Only with a mutable argument does ioctl() give the result of the call.
-            return fcntl.ioctl(self._device, wire.BACKING_OPEN, bytearray(wire.BACKING_MAP.pack(backing.fd, 0, 0)))
+            mapping = bytearray(wire.BACKING_MAP.pack(backing.fd, 0, 0))
+            return int(fcntl.ioctl(self._device, wire.BACKING_OPEN, mapping))
         except OSError as error:
             if error.errno in (errno.EPERM, errno.EOPNOTSUPP, errno.ELOOP, errno.EINVAL):
                 return -1  # not this kind of file, or not this deep: the data plane serves it
