@@ -91,7 +91,7 @@ def _remove_placeholder(target: str) -> None:
 def clear_stale(target: str) -> None:
     """Take away a mount of ours whose process is gone."""
     try:
-        os.stat(target)
+        os.statvfs(target)  # unlike stat, never answered from what the kernel remembers
     except OSError as error:
         if error.errno != errno.ENOTCONN:
             return
