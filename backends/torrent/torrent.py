@@ -132,11 +132,6 @@ class Torrent:
 
     def claim(self, pieces: Iterable[int], after: int = 0) -> None:
         """Want pieces, in this order, the first of them in `after` milliseconds.  Each call needs its `release`."""
-        if self._stopped and self._handle:
-            self._stopped = False
-            self._handle.clear_error()
-            self._handle.unset_flags(libtorrent.torrent_flags.upload_mode)
-            self._handle.resume()
         for index, piece in enumerate(pieces):
             self._claims[piece] += 1
             if not self.here[piece]:
@@ -331,6 +326,10 @@ class Torrent:
             ticks += 1
             if not self._handle:
                 continue
+            if self._stopped and self._waiting:
+                self._stopped = False
+                await self._drop([])  # only a fresh start frees blocks that could not be written
+                continue
             self._session.session.post_torrent_updates()
             lonely = lonely + 1 if self._waiting and not self.state().peers else 0
             if lonely:
@@ -447,6 +446,7 @@ class Torrent:
         await trio.to_thread.run_sync(self.cache.drop, [part for piece in pieces for part in self._parts(piece)])
         params = libtorrent.read_resume_data(resume)
         params.have_pieces = [bool(present) for present in self.here]
+        params.unfinished_pieces = {}
         params.ti = self._params.ti
         self._add(params)
         for piece in self._claims:
