@@ -1,7 +1,7 @@
 """The control plane: lookup, attributes, open, directories, extended attributes, through pyfuse3.
 
-pyfuse3 ends its main loop on any exception but FUSEError, so every handler goes through `_guarded`, the barrier
-of this plane.  Reads and writes never come here; the data plane answers them.
+pyfuse3 ends its main loop on any exception but FUSEError, so every handler goes through `_guarded`.
+Reads and writes never come here; the data plane answers them.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import pyfuse3
 import trio
 from pyfuse3 import FUSEError
 
+from nbdfs.errors import SourceError
+from nbdfs.fuse.barrier import Barrier
 from nbdfs.fuse.operations import zero
 from nbdfs.fuse.tree import Directory, File, Node
 
@@ -33,18 +35,15 @@ _ACCESS_MODES = (os.O_WRONLY, os.O_RDWR)
 Handler = TypeVar("Handler", bound=Callable[..., Awaitable[Any]])
 
 
+def _fail(number: int) -> None:
+    raise FUSEError(number)
+
+
 def _guarded(handler: Handler) -> Handler:
     @functools.wraps(handler)
     async def guarded(*arguments: Any) -> Any:
-        try:
+        with Barrier(handler.__name__, _fail):
             return await handler(*arguments)
-        except FUSEError:
-            raise
-        except OSError as error:
-            raise FUSEError(error.errno or errno.EIO) from error
-        except Exception as error:
-            log.exception("%s failed", handler.__name__)
-            raise FUSEError(errno.EIO) from error
 
     return guarded  # type: ignore[return-value]
 
@@ -125,13 +124,13 @@ class ControlPlane(pyfuse3.Operations):
         if size == file.size:
             return False
         if size:
-            raise FUSEError(errno.EPERM)
+            raise SourceError(errno.EPERM)
         if not file.source.writable:
-            raise FUSEError(errno.EROFS)
+            raise SourceError(errno.EROFS)
         with trio.move_on_after(self._session.options.timeout) as scope:
             await zero(file, 0, file.size, punch=True)
         if scope.cancelled_caught:
-            raise FUSEError(errno.EIO)
+            raise SourceError(errno.EIO)
         return True
 
     def _entry(self, node: Node) -> pyfuse3.EntryAttributes:
@@ -174,7 +173,7 @@ class ControlPlane(pyfuse3.Operations):
         file = self._tree.file(inode)
         writes = flags & os.O_ACCMODE in _ACCESS_MODES
         if writes and not file.source.writable:
-            raise FUSEError(errno.EROFS)
+            raise SourceError(errno.EROFS)
         reply = self._session.open_flags(file, flags)
         handle = self._new_handle(file, writes)
         self._opened[handle] = reply
@@ -236,7 +235,7 @@ class ControlPlane(pyfuse3.Operations):
         try:
             return self._attributes_of(inode)[name]
         except KeyError:
-            raise FUSEError(errno.ENODATA) from None
+            raise SourceError(errno.ENODATA) from None
 
     @_guarded
     async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> list[bytes]:

@@ -4,9 +4,8 @@ One task reads the device.  A request to a source that never waits (`Caps.IMMEDI
 (`view`), is answered at once by that task; any other gets a task of its own under a deadline, which FUSE_INTERRUPT
 cancels.  Requests of the control plane go through `ControlLink` to pyfuse3.
 
-Invariants: every request is answered exactly once, whatever its handler does (`_guarded` is the only
-barrier); the request buffer belongs to the reading task until a handler that waits takes it over
-(`Request.detach`).
+Invariants: every request is answered exactly once, whatever its handler does (see `Barrier`); the request
+buffer belongs to the reading task until a handler that waits takes it over (`Request.detach`).
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from nbdfs.fuse import wire
+from nbdfs.fuse.barrier import Barrier
 from nbdfs.fuse.buffers import BufferPool
 from nbdfs.fuse.control_link import ControlLink
 from nbdfs.fuse.operations import Operations
@@ -127,7 +127,8 @@ class DataPlane:
             return False
         if file.immediate or (opcode == Opcode.READ and self._operations.read_resident(request, file)):
             if not request.answered:
-                await self._guarded(handler, request, file)
+                with Barrier(request, request.fail):
+                    await handler(request, file)
             return False
         await self._room.acquire()
         taken = request.detach()
@@ -147,28 +148,18 @@ class DataPlane:
         try:
             with flight.scope:
                 request.progress = lambda: setattr(flight.scope, "deadline", trio.current_time() + self._timeout)
-                await self._guarded(handler, request, file)
+                with Barrier(request, request.fail):
+                    await handler(request, file)
             if not request.answered:
                 request.fail(errno.EINTR if flight.interrupted else errno.EIO)
                 if not flight.interrupted:
                     log.error("%s: no answer to %s within %g s", file.source.info.description,
-                              Opcode(request.opcode).name, self._timeout)  # fmt: skip
+                              request, self._timeout)  # fmt: skip
         finally:
             del self._running[request.unique]
             self._room.release()
             if buffer is not None:
                 self._buffers.give(buffer)
-
-    async def _guarded(self, handler: Callable[[Request, File], Awaitable[None]], request: Request, file: File) -> None:
-        """The barrier: whatever a handler raises is that request's error and nobody else's."""
-        try:
-            await handler(request, file)
-        except OSError as error:
-            log.debug("%s: %s", Opcode(request.opcode).name, error)
-            request.fail(error.errno or errno.EIO)
-        except Exception:
-            log.exception("%s failed", Opcode(request.opcode).name)
-            request.fail(errno.EIO)
 
     def _interrupt(self, unique: int) -> None:
         # What is not in flight was answered already, or is with the control plane, which does not wait.

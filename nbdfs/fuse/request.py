@@ -24,6 +24,9 @@ class Request:
         self.answered = False
         self.progress: Callable[[], None] = _nothing  # a long request tells that it got on
 
+    def __str__(self) -> str:
+        return wire.Opcode(self.opcode).name
+
     def detach(self) -> bool:
         """Make the request outlive the reading of the next one; True if it needs the buffer for that."""
         if len(self.message) > _SMALL:

@@ -14,6 +14,7 @@ import time
 import trio
 
 from nbdfs.checked import Checked
+from nbdfs.fuse.barrier import Barrier
 from nbdfs.source import HOLE, Caps
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,9 @@ class Usage:
         """The content changed, so the last count may be wrong."""
         self._stale = Caps.EXTENTS in self._source.info.caps
 
+    def _failed(self, number: int) -> None:
+        self._stale = True  # the next count may do better; until then the rest counts as allocated
+
     def allocated(self) -> int:
         """Allocated bytes as last known."""
         backing = self._source.backing()
@@ -55,16 +59,15 @@ class Usage:
         holes = offset = 0
         self._stale = False
         try:
-            with trio.move_on_after(_SECONDS):
+            with (
+                Barrier(f"counting what is allocated of {self._source.info.description}", self._failed),
+                trio.move_on_after(_SECONDS),
+            ):
                 while offset < size:
                     for extent in await self._source.extents(offset, min(size - offset, _STEP)):
                         holes += extent.length if extent.flags & HOLE else 0
                         offset = extent.offset + extent.length
                     await trio.lowlevel.checkpoint()
-        except OSError:
-            self._stale = True  # the next count may do better; until then the rest counts as allocated
-        except Exception:  # a task of its own: what it raised would end the mount
-            log.exception("%s: counting what is allocated failed", self._source.info.description)
         finally:
             self._counting = False
             self._counted = time.monotonic()
