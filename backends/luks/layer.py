@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
@@ -24,7 +25,8 @@ from nbdfs.window import Window
 
 log = logging.getLogger(__name__)
 
-INLINE = 128 << 10  # bytes; a longer request is worth the way to a worker thread
+INLINE = 1 << 20  # bytes; a longer request is worth the way to a worker thread
+_WORKERS = trio.CapacityLimiter(os.cpu_count() or 1)  # more threads than cores get in each other's way
 _PIECE = 1 << 20  # bytes encrypted and written at once
 _SPARE = 8  # buffers of that size that are kept
 _PASSED = Caps.WRITE | Caps.FLUSH | Caps.FUA | Caps.CACHE | Caps.MULTI_CONN | Caps.ROTATIONAL
@@ -61,7 +63,7 @@ class Luks(Layer):
         if len(buffer) <= INLINE:
             self._cipher.decrypt(buffer, buffer, first)
         else:
-            await trio.to_thread.run_sync(self._cipher.decrypt, buffer, buffer, first)
+            await trio.to_thread.run_sync(self._cipher.decrypt, buffer, buffer, first, limiter=_WORKERS)
 
     async def pwrite(self, data: memoryview, offset: int, *, fua: bool = False) -> None:
         if len(data) <= INLINE:
@@ -73,7 +75,8 @@ class Luks(Layer):
         try:
             for at, size in pieces(offset, len(data), _PIECE):
                 result, plain = memoryview(spare)[:size], data[at - offset : at - offset + size]
-                await trio.to_thread.run_sync(self._cipher.encrypt, plain, result, at // SECTOR + self._tweak)
+                number = at // SECTOR + self._tweak
+                await trio.to_thread.run_sync(self._cipher.encrypt, plain, result, number, limiter=_WORKERS)
                 await self.below.pwrite(result, self._start + at, fua=fua)
         finally:
             if len(self._spare) < _SPARE:
