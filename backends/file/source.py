@@ -2,7 +2,7 @@
 
 What is in the page cache is read at once (RWF_NOWAIT); what must come from the disk is read by a thread, so
 that it delays nobody else.  A write into the page cache of a local file system is a copy and needs no thread either,
-unless writes have just been slow: the kernel then makes writers wait for the disk.
+unless writes have just been slow: the kernel then makes writers wait for the disk.  On tmpfs nothing ever waits.
 
 A thread that reads does so into memory of its own, so a cancelled read is over at once.  A cancelled write waits for
 its thread: otherwise it could overwrite what is written later.
@@ -65,6 +65,8 @@ class File(Source):
             caps |= _WRITING | (Caps.TRIM if self._options.discard else Caps.NONE)
         if self._options.direct:
             caps &= ~Caps.CACHE
+        elif self._file.resident:
+            caps |= Caps.IMMEDIATE
         block = self._file.block
         self.info = SourceInfo(
             self._file.size, caps, BlockSize(block, max(block, 4096)), description=self._path, identity=self._identity()
@@ -211,6 +213,8 @@ class File(Source):
         return Backing(self._fd, 0, fixed_size=self._readonly or self._file.device)
 
     async def _thread(self, work: Callable[[], Result], *, abandon: bool = False) -> Result:
+        if Caps.IMMEDIATE in self.info.caps:
+            return work()
         return await trio.to_thread.run_sync(work, limiter=self._threads, abandon_on_cancel=abandon)
 
 

@@ -29,7 +29,7 @@ INLINE = 1 << 20  # bytes; a longer request is worth the way to a worker thread
 _WORKERS = trio.CapacityLimiter(os.cpu_count() or 1)  # more threads than cores get in each other's way
 _PIECE = 1 << 20  # bytes encrypted and written at once
 _SPARE = 8  # buffers of that size that are kept
-_PASSED = Caps.WRITE | Caps.FLUSH | Caps.FUA | Caps.CACHE | Caps.MULTI_CONN | Caps.ROTATIONAL
+_PASSED = Caps.IMMEDIATE | Caps.WRITE | Caps.FLUSH | Caps.FUA | Caps.CACHE | Caps.MULTI_CONN | Caps.ROTATIONAL
 
 
 class Luks(Layer):
@@ -60,13 +60,13 @@ class Luks(Layer):
     async def pread_into(self, buffer: memoryview, offset: int) -> None:
         await self.below.pread_into(buffer, self._start + offset)
         first = offset // SECTOR + self._tweak
-        if len(buffer) <= INLINE:
+        if self._inline(len(buffer)):
             self._cipher.decrypt(buffer, buffer, first)
         else:
             await trio.to_thread.run_sync(self._cipher.decrypt, buffer, buffer, first, limiter=_WORKERS)
 
     async def pwrite(self, data: memoryview, offset: int, *, fua: bool = False) -> None:
-        if len(data) <= INLINE:
+        if self._inline(len(data)):
             result = memoryview(bytearray(len(data)))
             self._cipher.encrypt(data, result, offset // SECTOR + self._tweak)
             await self.below.pwrite(result, self._start + offset, fua=fua)
@@ -81,6 +81,10 @@ class Luks(Layer):
         finally:
             if len(self._spare) < _SPARE:
                 self._spare.append(spare)
+
+    def _inline(self, length: int) -> bool:
+        """Whether to do the work here: a way to a thread is long, and what never waits must not begin to."""
+        return length <= INLINE or Caps.IMMEDIATE in self.info.caps
 
     async def flush(self) -> None:
         await self.below.flush()
