@@ -5,6 +5,7 @@ A `SectorCipher` may be used by any number of threads: each gets contexts and bu
 
 from __future__ import annotations
 
+import abc
 import hashlib
 import re
 import threading
@@ -150,7 +151,7 @@ def _essiv(algorithm: Any, fill: FillIv) -> FillIv:
     return fill_encrypted
 
 
-class _Blocks:
+class _Blocks(abc.ABC):
     """What ECB and CBC share: work in chunks, seen as sectors of blocks of two words."""
 
     def __init__(self, algorithm: type[Any], key: bytes, sector_size: int, fill_iv: FillIv) -> None:
@@ -171,11 +172,13 @@ class _Blocks:
             part = slice(at, at + CHUNK)
             self._encrypt(source[part], target[part], first + at // SECTOR)
 
+    @abc.abstractmethod
     def _decrypt(self, source: memoryview, target: memoryview, first: int) -> None:
-        raise NotImplementedError
+        """Decrypt at most CHUNK bytes."""
 
+    @abc.abstractmethod
     def _encrypt(self, source: memoryview, target: memoryview, first: int) -> None:
-        raise NotImplementedError
+        """Encrypt at most CHUNK bytes."""
 
     def _grid(self, data: memoryview | bytearray, length: int) -> Words:
         return np.frombuffer(data, "<u8", length // 8).reshape(self._shape)
