@@ -85,15 +85,22 @@ class Cache(Layer):
         return all(block in self._blocks for block in range(first, last)) and await self._blocks.read_into(part, offset)
 
     async def _read_or_fetch(self, part: memoryview, offset: int) -> None:
-        """Fill `part`, fetching what is missing.  The caller holds the lock on its blocks."""
+        """Fill `part`, fetching what is missing.  The caller holds the lock on its blocks.
+
+        The blocks are pinned: room made for one run must not be that of the next, and what is fetched must be missing,
+        for a dirty block is newer than what is below.
+        """
         first, last = self._range(offset, len(part))
         end = offset + len(part)
-        for start, stop, here in list(self._blocks.runs(first, last)):
-            at, until = max(start * self._block, offset), min(stop * self._block, end)
-            inner = part[at - offset : until - offset]
-            if not (here and await self._read_present(inner, at)):
-                for piece, length in pieces(at, until - at, _FETCH):
-                    await self._fetch(inner[piece - at : piece - at + length], piece)
+        with self._blocks.pinned(first, last):
+            for start, stop, here in list(self._blocks.runs(first, last)):
+                at, until = max(start * self._block, offset), min(stop * self._block, end)
+                inner = part[at - offset : until - offset]
+                if not here:
+                    for piece, length in pieces(at, until - at, _FETCH):
+                        await self._fetch(inner[piece - at : piece - at + length], piece)
+                elif not await self._read_present(inner, at):
+                    await self._read_or_fetch(inner, at)  # a damaged block is no longer present: look again
 
     async def _fetch(self, part: memoryview, offset: int) -> None:
         """Read whole blocks from below into the store, and `part` of them.  The caller holds the lock."""

@@ -68,6 +68,19 @@ async def test_random_work_against_a_model(mode: str, place: str, options: dict[
     assert base.content == model
 
 
+@pytest.mark.parametrize("place", ["memory", "disk"])
+async def test_a_read_larger_than_the_room_never_takes_old_bytes_from_below(place: str, tmp_path: Path) -> None:
+    """Making room for the first blocks of a read evicts some of the next; those left among them may be dirty."""
+    base = Ram(CONTENT, identity="x")
+    model = bytearray(CONTENT)
+    async with cached(base, cache=places(tmp_path)[place], mode="writeback", **SMALL) as layer:
+        await read(layer, 4 * 4096, 8 * 4096)
+        model[12 * 4096 : 18 * 4096] = b"w" * (6 * 4096)
+        await layer.pwrite(memoryview(bytes(model[12 * 4096 : 18 * 4096])), 12 * 4096)
+        assert await read(layer, 0, 18 * 4096) == model[: 18 * 4096]
+    assert base.content == model
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("place", ["memory", "disk"])
 async def test_many_at_once_in_regions_of_their_own(mode: str, place: str, tmp_path: Path) -> None:
