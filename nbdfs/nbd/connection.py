@@ -255,17 +255,20 @@ class Connection:
         does whose power fails.
         """
         done = 0
+        place: memoryview | None = None  # where the rest goes
         while done < request.length:
-            place = self._operations.place(request, done)
+            place = place or self._operations.place(request, done)
             if place is None:
                 break
             count = self._input.move_into(place) or self._stream.recv_now(place)
             if count == 0:
                 raise ProtocolError("hung up in the middle of a payload")
             if count == WOULD_BLOCK:
+                place = None
                 await self._readable(self._limits.stall, "the rest of a payload did not come")
             else:
                 done += count
+                place = place[count:]
                 self._machine.payload_received(count)
         return done
 
