@@ -79,8 +79,11 @@ class Session:
         )
         if self.options.writeback:
             wanted |= InitFlag.WRITEBACK_CACHE
-        elif self.options.passthrough is not False:
-            wanted |= InitFlag.PASSTHROUGH
+        else:
+            # For io_uring and aio.  A plain read or write stays interruptible, since its handle has FOPEN_DIRECT_IO.
+            wanted |= InitFlag.ASYNC_DIO
+            if self.options.passthrough is not False:
+                wanted |= InitFlag.PASSTHROUGH
         flags = offer.flags & wanted
         self.passthrough.enabled = bool(flags & InitFlag.PASSTHROUGH) and mounting.privileged()
         if not self.passthrough.enabled:

@@ -41,6 +41,7 @@ class InitFlag(enum.IntFlag):
     SPLICE_READ = 1 << 9
     DO_READDIRPLUS = 1 << 13
     READDIRPLUS_AUTO = 1 << 14
+    ASYNC_DIO = 1 << 15
     WRITEBACK_CACHE = 1 << 16
     PARALLEL_DIROPS = 1 << 18
     MAX_PAGES = 1 << 22
