@@ -75,7 +75,8 @@ class Checked(Layer):
             raise self._refusal(errno.EINVAL, f"write of {length} bytes, the maximum is {self._maximum}")
         try:
             await self.below.pwrite(data, offset, fua=fua and Caps.FUA in self._own)
-            await self._fua(fua)
+            if fua:
+                await self._flush_instead()
         except OSError as error:
             raise self._failed(counter, error) from error
         counter.bytes += length
@@ -97,7 +98,8 @@ class Checked(Layer):
             return  # a hint that the source has no use for
         try:
             await self.below.trim(offset, length, fua=fua and Caps.FUA in self._own)
-            await self._fua(fua)
+            if fua:
+                await self._flush_instead()
         except OSError as error:
             raise self._failed(counter, error) from error
         counter.bytes += length
@@ -110,7 +112,8 @@ class Checked(Layer):
             raise self._refusal(errno.ENOTSUP, "no fast way to zero")
         try:
             await self._zero(offset, length, may_trim, fast, fua and Caps.FUA in self._own)
-            await self._fua(fua)
+            if fua:
+                await self._flush_instead()
         except OSError as error:
             raise self._failed(counter, error) from error
         counter.bytes += length
@@ -188,8 +191,9 @@ class Checked(Layer):
         counter.requests += 1
         return counter
 
-    async def _fua(self, fua: bool) -> None:
-        if fua and Caps.FUA not in self._own and Caps.FLUSH in self._own:
+    async def _flush_instead(self) -> None:
+        """What makes a single request durable where the source cannot."""
+        if Caps.FUA not in self._own and Caps.FLUSH in self._own:
             await self.below.flush()
 
     def _refusal(self, number: int, message: str) -> SourceError:

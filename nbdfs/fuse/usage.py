@@ -30,13 +30,14 @@ class Usage:
     def __init__(self, source: Checked) -> None:
         self._source = source
         self._allocated = source.info.size
-        self._stale = Caps.EXTENTS in source.info.caps
+        self._countable = Caps.EXTENTS in source.info.caps
+        self._stale = self._countable
         self._counting = False
         self._counted = -_EVERY
 
     def changed(self) -> None:
         """The content changed, so the last count may be wrong."""
-        self._stale = Caps.EXTENTS in self._source.info.caps
+        self._stale = self._countable
 
     def _failed(self, number: int) -> None:
         self._stale = True  # the next count may do better; until then the rest counts as allocated
