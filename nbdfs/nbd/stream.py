@@ -169,7 +169,7 @@ class PipeStream:
             return 0
 
     def sendfile_now(self, fd: int, offset: int, length: int) -> int:
-        raise NotImplementedError
+        raise OSError(errno.ENOTSUP, "a pipe has no sendfile")
 
     async def readable(self) -> None:
         await trio.lowlevel.wait_readable(self._reading)
