@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 
+from nbdfs import supervise
 from nbdfs.checked import Checked
 from nbdfs.cli._named import flush, named_plans
 from nbdfs.errors import UsageError, UserError
@@ -56,11 +57,14 @@ async def live(what: Order) -> AsyncIterator[tuple[Session, Mapping[str, Export]
             tree = Tree.directory(exports, uid, gid, options.mode)
         fsname = options.fsname or ",".join(str(planned) for planned in what.plans.values())
         mount = fuse.mounted(target, tree, replace(options, fsname=fsname), _attributes)
-        async with mount as session:
-            for path, file in tree.paths():
-                _keep_coherent(session, path, file)
-            yield session, exports
-        await flush(exports)
+        # From before the mount exists to after it is gone a signal asks for an orderly end and does not kill.
+        with supervise.stop_requests() as stopped:
+            async with mount as session:
+                session.stopped = stopped
+                for path, file in tree.paths():
+                    _keep_coherent(session, path, file)
+                yield session, exports
+            await flush(exports)
 
 
 async def _open_all(stack: AsyncExitStack, what: Order, target: str) -> Mapping[str, Export]:

@@ -66,7 +66,7 @@ async def _serve(
                 print(uri, flush=True)
         ready()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_cancel_after, supervise.until_stopped, nursery)
+            nursery.start_soon(_cancel_after, session.stopped, nursery)
             nursery.start_soon(_cancel_after, session.ended.wait, nursery)
 
 

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 
 import trio
 
-from nbdfs import supervise
 from nbdfs.cli import _mounting
 from nbdfs.errors import UsageError, UserError
 from nbdfs.fuse.options import HELP, parse_options
+from nbdfs.fuse.session import Session
 
 SUMMARY = "run a command on a source that is mounted for it"
 
@@ -47,7 +47,7 @@ async def _serve(order: _mounting.Order, command: Sequence[str]) -> int:
     async with _mounting.live(order) as (session, _):
         words = [word.replace("{}", session.target) for word in command]
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_stop_on_signal, nursery)
+            nursery.start_soon(_stop_on_signal, session, nursery)
             status = await _run(words)
             nursery.cancel_scope.cancel()
     return status
@@ -71,6 +71,6 @@ async def _run(words: Sequence[str]) -> int:
     return status if status >= 0 else 128 - status
 
 
-async def _stop_on_signal(nursery: trio.Nursery) -> None:
-    await supervise.until_stopped()
+async def _stop_on_signal(session: Session, nursery: trio.Nursery) -> None:
+    await session.stopped()
     nursery.cancel_scope.cancel()

@@ -128,7 +128,7 @@ async def _serve(order: _mounting.Order, pidfile: str | None) -> None:
             async with trio.open_nursery() as nursery:
 
                 async def stop() -> None:
-                    await supervise.until_stopped()
+                    await session.stopped()
                     nursery.cancel_scope.cancel()
 
                 nursery.start_soon(stop)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -49,6 +49,7 @@ class Session:
     passthrough: Passthrough
     ready: trio.Event = field(default_factory=trio.Event)
     ended: trio.Event = field(default_factory=trio.Event)  # unmounted, by whomever
+    stopped: Callable[[], Awaitable[None]] = trio.sleep_forever  # returns once the process is asked to stop
     minor: int = 0  # FUSE protocol of the kernel, 7.minor
 
     async def invalidate(self, file: File, offset: int, length: int) -> None:
