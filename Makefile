@@ -17,6 +17,7 @@ RUN_PACKAGES := python3-venv python3-dev gcc libc6-dev pkg-config libfuse3-dev f
 TEST_PACKAGES := acl aria2 busybox-static cpio cryptsetup-bin e2fsprogs fdisk file fio gdisk iproute2 jq kmod \
 	libnbd-bin lsof nbd-client nbd-server nbdkit nginx-light procps python3-libnbd qemu-system-x86 \
 	qemu-utils socat strace tmux transmission-cli util-linux xfsprogs xz-utils zstd
+BENCH_PACKAGES := httpdirfs qemu-block-extra
 
 .PHONY: run test test-long test-guest venv lint types bench docs clean run-packages test-packages
 
@@ -49,6 +50,7 @@ types: venv
 	cd build/types && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml nbdfs
 
 bench: run-packages test-packages $(BIN)/.dev
+	@packaging/need-packages $(BENCH_PACKAGES)
 	$(BIN)/python benchmarks/run
 
 docs: $(BIN)/.dev
