@@ -8,6 +8,8 @@ from __future__ import annotations
 import getpass
 import logging
 import os
+import shlex
+import stat
 
 from nbdfs.errors import UserError
 
@@ -25,6 +27,8 @@ class Secret:
         text = self._text
         try:
             if text.startswith("+"):
+                if exposed := self.exposed():
+                    log.warning("%s", exposed)
                 with open(text[1:], "rb") as file:
                     return file.read()
             if text == "-":
@@ -37,8 +41,24 @@ class Secret:
         log.warning("a secret is written in the command line, where others can see it: use +FILE, - or -FD")
         return text.encode()
 
+    @property
+    def is_literal(self) -> bool:
+        """Whether the option holds the secret itself."""
+        return not self._text.startswith(("+", "-"))
+
+    def exposed(self) -> str:
+        """Who may read the file of the secret who should not, and what to do; empty if all is well or there is none."""
+        path = self._text[1:]
+        try:
+            mode = os.stat(path).st_mode if self._text.startswith("+") else 0
+        except OSError:
+            return ""
+        if stat.S_ISREG(mode) and mode & stat.S_IRWXO:
+            return f"other users may read the key file {path}: chmod 600 {shlex.quote(path)}"
+        return ""
+
     def __str__(self) -> str:
-        return self._text if self._text.startswith(("+", "-")) else "***"
+        return "***" if self.is_literal else self._text
 
     def __repr__(self) -> str:
         return f"Secret({self})"
