@@ -19,7 +19,8 @@ def background() -> Callable[[], None]:
     """Go on in a child process.  Call before threads or trio exist; returns in the child only.
 
     The caller's process stays until the child either calls what is returned here (exit status 0) or ends (its exit
-    status).  Until then the child keeps the terminal for questions and errors.
+    status).  Until then the child keeps the terminal for questions and errors, and stays in the caller's process
+    group: while an automount waits, autofs lets nobody but the group of the automounter reach the mount point.
     """
     reading, writing = os.pipe()
     child = os.fork()
@@ -30,9 +31,9 @@ def background() -> Callable[[], None]:
         sys.stdout.flush()
         os._exit(status if status >= 0 else 128 - status)
     os.close(reading)
-    os.setsid()
 
     def ready() -> None:
+        os.setsid()
         sys.stdout.flush()
         null = os.open(os.devnull, os.O_RDWR)
         for standard in (0, 1, 2):

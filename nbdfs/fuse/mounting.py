@@ -36,7 +36,7 @@ class Mount:
 
 
 def find_mount(target: str) -> Mount | None:
-    """The mount on top of an absolute path, if it is a mount point."""
+    """The mount on top of an absolute path, if it is a mount point.  An automount that waits there is none yet."""
     found = None
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
         for line in table:
@@ -44,7 +44,7 @@ def find_mount(target: str) -> Mount | None:
             words = fields.split(" ")
             fstype, source, *_ = rest.split(" ")
             mount = Mount(_unescaped(words[4]), words[2], fstype, _unescaped(source))
-            if mount.target == target:
+            if mount.target == target and mount.fstype != "autofs":
                 found = mount  # the last one is on top
     return found
 
