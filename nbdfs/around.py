@@ -12,8 +12,8 @@ from nbdfs.source import ALLOCATION, Caps, Extent, Layer, Source
 
 OPERATIONS = ("read", "write", "flush", "trim", "zero", "extents", "cache")
 
-# What this layer knows how to pass on; a capability that is not here stops at it.
-_PASSED = (Caps.WRITE | Caps.FLUSH | Caps.FUA | Caps.TRIM | Caps.ZERO | Caps.FAST_ZERO | Caps.EXTENTS | Caps.CACHE
+# What a layer that changes nothing knows how to pass on; a capability that is not here stops at it.
+PASSED = (Caps.WRITE | Caps.FLUSH | Caps.FUA | Caps.TRIM | Caps.ZERO | Caps.FAST_ZERO | Caps.EXTENTS | Caps.CACHE
            | Caps.MULTI_CONN | Caps.ROTATIONAL | Caps.IMMEDIATE)  # fmt: skip
 
 T = TypeVar("T")
@@ -34,7 +34,7 @@ class AroundLayer(Layer):
 
     def __init__(self, below: Source, *, without: Caps = Caps.NONE) -> None:
         super().__init__(below)
-        self.info = replace(below.info, caps=below.info.caps & _PASSED & ~without)
+        self.info = replace(below.info, caps=below.info.caps & PASSED & ~without)
 
     @abc.abstractmethod
     async def around(self, request: Request, call: Callable[[], Awaitable[T]]) -> T:

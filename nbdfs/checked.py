@@ -9,12 +9,13 @@ reads its facts there and never tests what the source itself has.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from nbdfs.errors import SourceError
+from nbdfs.parts import Part, first_trouble
 from nbdfs.ranges import normalise, pieces
-from nbdfs.source import ALLOCATION, RESIDENT, Backing, Caps, Extent, Layer, Source
+from nbdfs.source import ALLOCATION, RESIDENT, Backing, Caps, Extent, Health, Layer, Source
 
 _ZEROES = memoryview(bytes(1 << 20))
 _WRITING = Caps.WRITE | Caps.TRIM | Caps.ZERO | Caps.FAST_ZERO | Caps.FUA
@@ -35,14 +36,21 @@ class Counter:
 class Checked(Layer):
     """The checked form of `below`, for reading only if `readonly`.
 
-    `trace` is called with (operation, offset, length) before each operation.
+    `trace` is called with (operation, offset, length) before each operation.  `parts` are what the stack behind this
+    door is made of, the outermost first.
     """
 
     def __init__(
-        self, below: Source, *, readonly: bool = False, trace: Callable[[str, int, int], None] | None = None
+        self,
+        below: Source,
+        *,
+        readonly: bool = False,
+        trace: Callable[[str, int, int], None] | None = None,
+        parts: Sequence[Part] = (),
     ) -> None:
         super().__init__(below)
         self.trace = trace
+        self.parts = parts
         self.counters = {name: Counter() for name in ("read", "write", "flush", "trim", "zero", "extents", "cache")}
         info = below.info
         caps = info.caps
@@ -52,6 +60,7 @@ class Checked(Layer):
             caps |= Caps.ZERO | Caps.FUA
         self.writable = Caps.WRITE in caps
         self.info = replace(info, caps=caps)
+        self.eager = below.eager
         self._own = below.info.caps
         self._size = info.size
         self._mask = info.block.minimum - 1
@@ -176,6 +185,13 @@ class Checked(Layer):
 
     def backing(self) -> Backing | None:
         return self.below.backing()
+
+    def poller(self) -> Callable[[], bool] | None:
+        return self.below.poller()
+
+    def health(self) -> Health:
+        """That of the whole stack: of the outermost part which is not well."""
+        return first_trouble(part.health() for part in self.parts)
 
     def _enter(self, operation: str, offset: int, length: int, writes: bool = False) -> Counter:
         if offset < 0 or length <= 0 or offset + length > self._size:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import abc
 import enum
 import errno
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -53,6 +54,15 @@ class Caps(enum.Flag):
     MULTI_CONN = enum.auto()  # a flush covers the completed writes of every connection
     ROTATIONAL = enum.auto()
     IMMEDIATE = enum.auto()  # every operation finishes without waiting: data in memory
+
+
+class Health(enum.StrEnum):
+    """Whether a source's requests get on."""
+
+    OK = "ok"
+    STALLED = "stalled"  # requests wait, and nothing comes
+    RECONNECTING = "reconnecting"  # what it reads from is out of reach, and is tried again
+    FAILED = "failed"  # and will not be tried again
 
 
 @dataclass(frozen=True)
@@ -108,10 +118,12 @@ class Source(abc.ABC):
     """An open block device.  Use it as an async context manager; leaving it closes it.
 
     `info` is valid from entry on.  Only `pread_into` is mandatory; whatever else a source
-    implements it declares in `info.caps`.
+    implements it declares in `info.caps`.  `eager` says that its operations can be begun without a task: they
+    wait only as `nbdfs.eager` has it.
     """
 
     info: SourceInfo
+    eager: bool = False
 
     async def __aenter__(self) -> Self:
         return self
@@ -177,6 +189,25 @@ class Source(abc.ABC):
     def backing(self) -> Backing | None:
         """A plain file that is the data, if there is one."""
         return None
+
+    def poller(self) -> Callable[[], bool] | None:
+        """What looks, without waiting, whether something came that operations wait for; it is true if so.
+
+        For front ends that would rather look again for a moment than sleep.
+        """
+        return None
+
+    def statistics(self) -> Mapping[str, int]:
+        """This source's own figures by name, for people and metrics.  Never waits and costs little.
+
+        A name that ends in `_total` only ever grows; any other is a present amount.  `nbdfs.parts.STATISTICS` has
+        the names in use.  A layer leaves out what the source below it counts.
+        """
+        return {}
+
+    def health(self) -> Health:
+        """Whether this source's own requests get on.  Never waits."""
+        return Health.OK
 
     def _unsupported(self, operation: str) -> SourceError:
         return SourceError(errno.ENOTSUP, f"{operation} is not supported", where=self.info.description)

@@ -16,6 +16,7 @@ from nbdfs import registry, spec
 from nbdfs.backends.blocksize import Blocksize
 from nbdfs.checked import Checked
 from nbdfs.errors import UsageError, UserError
+from nbdfs.parts import part
 from nbdfs.registry import Driver, LayerDriver, OpenContext, SourceDriver
 from nbdfs.source import Source
 from nbdfs.spec import Segment, Spec
@@ -107,11 +108,14 @@ def _shown(driver: Driver, options: Any) -> str:
 
 
 @asynccontextmanager
-async def open_stack(text: str | Spec | Plan, *, readonly: bool = False, debug: bool = False) -> AsyncIterator[Checked]:
+async def open_stack(
+    text: str | Spec | Plan, *, readonly: bool = False, debug: bool = False, metered: bool = False
+) -> AsyncIterator[Checked]:
     """Open what a spec names, behind its door.
 
     `readonly` opens without write access.  `debug` puts a door between all layers too, so that each one's contract is
-    enforced.  Raises UsageError or UserError, one line each, if it cannot be opened.
+    enforced.  `metered` counts and times what crosses the boundary above each layer.  Raises UsageError or UserError,
+    one line each, if it cannot be opened.
     """
     planned = text if isinstance(text, Plan) else plan(text)
 
@@ -126,12 +130,12 @@ async def open_stack(text: str | Spec | Plan, *, readonly: bool = False, debug: 
     layers = planned.layers
     async with AsyncExitStack() as stack:
         leaf = planned.source.open(planned.argument, planned.options, context(layers))
-        top = await _enter(stack, planned.source, leaf)
+        parts = [part(planned.source.name, await _enter(stack, planned.source, leaf), metered=metered)]
         for depth, (driver, options) in reversed(list(enumerate(layers))):
-            if debug:
-                top = Checked(top)
-            top = await _enter(stack, driver, driver.open(top, options, context(layers[:depth])))
-        yield Checked(top, readonly=readonly)
+            below = parts[0].top
+            opening = driver.open(Checked(below) if debug else below, options, context(layers[:depth]))
+            parts.insert(0, part(driver.name, await _enter(stack, driver, opening), below, metered=metered))
+        yield Checked(parts[0].top, readonly=readonly, parts=parts)
 
 
 async def _enter(stack: AsyncExitStack, driver: Driver, opening: AbstractAsyncContextManager[Source]) -> Source:

@@ -1,0 +1,165 @@
+"""Where the log goes and what a line of it looks like: text or JSON, to standard error or a file, or the journal.
+
+The journal is spoken to in its own protocol (systemd.io, "Native Journal Protocol"), with fields to search for.
+Where standard error leads to the journal anyway, each line of text is marked with its priority (sd-daemon(3)).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import struct
+import sys
+import time
+from collections.abc import Mapping
+
+from nbdfs.errors import UserError
+
+FORMATS = ("text", "json", "journal")
+
+_JOURNAL = "/run/systemd/journal/socket"
+_LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)
+_PRIORITIES = {
+    logging.DEBUG: 7,
+    logging.INFO: 6,
+    logging.WARNING: 4,
+    logging.ERROR: 3,
+    logging.CRITICAL: 2,
+}  # syslog(3)
+_MOST_DATAGRAM = 64 << 10  # bytes; far below what a socket takes
+
+
+def set_up(verbose: int, form: str = "text", file: str = "") -> None:
+    """Log warnings, with `verbose` more, in one of FORMATS.  Raises UserError if it cannot be logged there."""
+    handler = _handler(form, file)
+    logging.basicConfig(level=_LEVELS[min(verbose, 2)], handlers=[handler], force=True)
+
+
+def _handler(form: str, file: str) -> logging.Handler:
+    if form == "journal":
+        return JournalHandler(_JOURNAL)
+    try:
+        handler = logging.FileHandler(file) if file else logging.StreamHandler()
+    except OSError as error:
+        raise UserError(f"cannot log to {file}: {error.strerror}") from error
+    handler.setFormatter(JsonFormatter() if form == "json" else _text(bool(file)))
+    return handler
+
+
+def _text(stamped: bool) -> logging.Formatter:
+    if not stamped and _stderr_is_journal():
+        return PriorityFormatter("%(message)s")
+    return OneLineFormatter(f"{'%(asctime)s ' if stamped else ''}nbdfs: %(message)s")
+
+
+class OneLineFormatter(logging.Formatter):
+    """A record is one line: line ends in a message, which a remote end may have put there, are written as `\\\\n`.
+
+    A traceback follows on lines of its own.
+    """
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        return super().formatMessage(record).replace("\r", "\\r").replace("\n", "\\n")
+
+
+class PriorityFormatter(OneLineFormatter):
+    """Lines for standard error that leads to the journal, each with its priority."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        mark = f"<{_priority(record)}>"
+        return "\n".join(mark + line for line in super().format(record).splitlines())
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = {
+            "time": _iso(record.created),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "pid": record.process,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            fields["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(fields, ensure_ascii=True)
+
+
+class JournalHandler(logging.Handler):
+    """Sends records to the journal; what it does not take (it is being restarted, say) goes to standard error."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self._path = path
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        try:
+            self._socket.connect(path)
+        except OSError as error:
+            self._socket.close()
+            raise UserError(f"there is no journal ({path}: {error.strerror}): choose another --log-format") from error
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._send(_journal_message(self._fields(record)))
+        except OSError as error:
+            sys.stderr.write(f"nbdfs: {record.getMessage()} (the journal does not take it: {error.strerror})\n")
+
+    def _send(self, message: bytes) -> None:
+        try:
+            self._socket.send(message)
+        except (ConnectionError, FileNotFoundError):
+            self._socket.connect(self._path)  # a journal that was restarted has a new socket
+            self._socket.send(message)
+
+    def _fields(self, record: logging.LogRecord) -> Mapping[str, str]:
+        fields = {
+            "MESSAGE": record.getMessage(),
+            "PRIORITY": str(_priority(record)),
+            "SYSLOG_IDENTIFIER": "nbdfs",
+            "SYSLOG_PID": str(record.process),
+            "LOGGER": record.name,
+            "CODE_FILE": record.pathname,
+            "CODE_LINE": str(record.lineno),
+            "CODE_FUNC": record.funcName or "",
+        }
+        if record.exc_info:
+            fields["TRACEBACK"] = logging.Formatter().formatException(record.exc_info)
+        return fields
+
+    def close(self) -> None:
+        self._socket.close()
+        super().close()
+
+
+def _journal_message(fields: Mapping[str, str]) -> bytes:
+    """Fields in the journal's framing: NAME=value, or where a value has several lines, its name, length and bytes."""
+    parts = []
+    for name, text in fields.items():
+        value = text.encode(errors="surrogateescape")[: _MOST_DATAGRAM // 2]
+        if b"\n" in value:
+            parts.append(name.encode() + b"\n" + struct.pack("<Q", len(value)) + value + b"\n")
+        else:
+            parts.append(name.encode() + b"=" + value + b"\n")
+    return b"".join(parts)
+
+
+def _priority(record: logging.LogRecord) -> int:
+    return _PRIORITIES.get(record.levelno, 6)
+
+
+def _iso(seconds: float) -> str:
+    """Time in UTC with milliseconds."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{int(seconds % 1 * 1000):03}Z"
+
+
+def _stderr_is_journal() -> bool:
+    """Whether standard error is the stream to the journal that systemd set up: JOURNAL_STREAM of systemd.exec(5)."""
+    device, _, inode = os.environ.get("JOURNAL_STREAM", "").partition(":")
+    try:
+        facts = os.fstat(2)
+    except OSError:
+        return False
+    return (device, inode) == (str(facts.st_dev), str(facts.st_ino))
