@@ -10,12 +10,17 @@ from types import TracebackType
 log = logging.getLogger(__name__)
 
 
-class Barrier:
-    """A block whose exceptions end with it.
+def failure(what: object, error: Exception) -> int:
+    """The errno to answer with.  Anything but an OSError is a fault of ours: its traceback is logged, and it is EIO."""
+    if isinstance(error, OSError):
+        log.debug("%s: %s", what, error)
+        return error.errno or errno.EIO
+    log.error("%s failed", what, exc_info=error)
+    return errno.EIO
 
-    An OSError gives its errno to `fail`; any other exception is a fault of ours: it is logged with its traceback
-    and gives EIO.  Cancellation passes through.
-    """
+
+class Barrier:
+    """A block whose exceptions end with it, as an errno for `fail`.  Cancellation passes through."""
 
     __slots__ = ("_fail", "_what")
 
@@ -29,10 +34,7 @@ class Barrier:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
-        if isinstance(error, OSError):
-            log.debug("%s: %s", self._what, error)
-            self._fail(error.errno or errno.EIO)
-        elif isinstance(error, Exception):
-            log.error("%s failed", self._what, exc_info=error)
-            self._fail(errno.EIO)
-        return isinstance(error, Exception)
+        if isinstance(error, Exception):
+            self._fail(failure(self._what, error))
+            return True
+        return False

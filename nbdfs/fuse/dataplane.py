@@ -1,11 +1,12 @@
 """The data plane: read requests from /dev/fuse, answer those that move data, pass the others on.
 
-One task reads the device.  A request to a source that never waits (`Caps.IMMEDIATE`), or whose bytes are in memory
-(`view`), is answered at once by that task; any other gets a task of its own under a deadline, which FUSE_INTERRUPT
-cancels.  Requests of the control plane go through `ControlLink` to pyfuse3.
+One task reads the device.  It answers at once what a source that never waits is asked (`Caps.IMMEDIATE`), or what is
+in memory (`view`).  Any other request is a run of `nbdfs.eager`: begun on the spot where the source can do that, else
+a task; FUSE_INTERRUPT and the deadline cancel it.  Requests of the control plane go through `ControlLink` to pyfuse3.
 
-Invariants: every request is answered exactly once, whatever its handler does (see `Barrier`); the request
-buffer belongs to the reading task until a handler that waits takes it over (`Request.detach`).
+Invariants: every request is answered exactly once, whatever its handler does (see `barrier`); a `Request` and its
+memory belong to the reading task until it becomes a flight, and are used again only when that has ended; flights are
+in the order of their deadlines, as long as none makes progress before its end.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
+from nbdfs.eager import Run
 from nbdfs.fuse import wire
-from nbdfs.fuse.barrier import Barrier
-from nbdfs.fuse.buffers import BufferPool
+from nbdfs.fuse.barrier import failure
 from nbdfs.fuse.control_link import ControlLink
 from nbdfs.fuse.operations import Operations
+from nbdfs.fuse.patience import Patience
 from nbdfs.fuse.request import Request
 from nbdfs.fuse.tree import File, Tree
 from nbdfs.fuse.wire import Opcode
@@ -31,10 +33,14 @@ log = logging.getLogger(__name__)
 
 _POLL_NS = 50_000  # how long to look for the next request before sleeping
 _SLICE_NS = 2_000_000  # how long to go on without letting other tasks run
-_MOST_TASKS = 512  # requests in flight; the rest waits in the kernel
+_MOST_FLIGHTS = 512  # requests in flight; the rest waits in the kernel
+_SPARE_REQUESTS = 64  # kept with their memory for the next flights
+_CHECKS = 8  # in one `timeout`: how exactly deadlines are kept
 
 _GONE = (errno.ENODEV, errno.ENOTCONN)  # the file system was unmounted, or its connection aborted
 _RETRY = (errno.EINTR, errno.ENOENT)  # ENOENT: the request was taken back before we read it
+
+Handler = Callable[[Request, File], Awaitable[None]]
 
 
 class DataPlane:
@@ -48,51 +54,55 @@ class DataPlane:
         self._tree = tree
         self._link = link
         self._timeout = timeout
-        self._buffers = BufferPool(wire.REQUEST_SIZE, keep=8)
-        self._operations = Operations(tree, self._buffers)
-        self._running: dict[int, _Flight] = {}
+        self._operations = operations = Operations(tree)
+        self._spare: list[Request] = []
+        self._flights: dict[int, _Flight] = {}
+        self._landed = trio.Event()  # set when a flight ends while there are _MOST_FLIGHTS
+        self._flying = trio.Event()  # set when there are flights whose deadlines are to be watched
         self._reading = trio.CancelScope()
-        self._room = trio.Semaphore(_MOST_TASKS)
-        self._poll_ns = _POLL_NS if poll else 0
-        self._handlers: dict[int, Callable[[Request, File], Awaitable[None]]] = {
-            Opcode.READ: self._operations.read,
-            Opcode.WRITE: self._operations.write,
-            Opcode.LSEEK: self._operations.seek,
-            Opcode.FALLOCATE: self._operations.fallocate,
-            Opcode.FSYNC: self._operations.flush,
-            Opcode.FLUSH: self._operations.flush,
-            Opcode.COPY_FILE_RANGE: self._operations.copy_range,
-            Opcode.COPY_FILE_RANGE_64: self._operations.copy_range,
+        self._poller: Callable[[], bool] | None = None  # of the source that was asked last and has not answered yet
+        self._patience = Patience(_POLL_NS if poll else 0)
+        self._handlers: dict[int, Handler] = {
+            Opcode.READ: operations.read,
+            Opcode.WRITE: operations.write,
+            Opcode.LSEEK: operations.seek,
+            Opcode.FALLOCATE: operations.fallocate,
+            Opcode.FSYNC: operations.flush,
+            Opcode.FLUSH: operations.flush,
+            Opcode.COPY_FILE_RANGE: operations.copy_range,
+            Opcode.COPY_FILE_RANGE_64: operations.copy_range,
         }
 
     async def run(self) -> None:
         """Serve until the mount is gone (what is in flight is cancelled) or until `finish` (it is answered)."""
-        async with trio.open_nursery() as nursery:
+        async with trio.open_nursery() as nursery, trio.open_nursery() as flights:
+            nursery.start_soon(self._watch)
             with self._reading:
-                await self._loop(nursery)
-                nursery.cancel_scope.cancel()
+                await self._loop(flights)
+                flights.cancel_scope.cancel()
+                for flight in list(self._flights.values()):
+                    flight.run.cancel()
+            while self._flights:
+                self._landed = trio.Event()
+                await self._landed.wait()
+            nursery.cancel_scope.cancel()
 
     def finish(self) -> None:
         """Take no more requests, so that clients of a detached mount do not keep it going."""
         self._reading.cancel()
 
     async def _loop(self, nursery: trio.Nursery) -> None:
-        buffer = self._buffers.take()
+        request = Request(self._device)
+        patience = self._patience
         slice_end = time.monotonic_ns() + _SLICE_NS
-        poll_until = 0
         while True:
             try:
-                length = os.readv(self._device, [buffer])
+                length = os.readv(self._device, request.vector)
             except BlockingIOError:
-                now = time.monotonic_ns()
-                if now < poll_until and not self._running:
-                    os.sched_yield()  # whoever makes the next request may need this CPU for it
+                if (self._poller or not self._flights) and patience.look_again(self._poller):
                     continue
-                await trio.lowlevel.wait_readable(self._device)
-                slept = time.monotonic_ns() - now
-                # Requests that come in quick succession make polling worth its while; a long sleep ends it.
-                poll_until = now + slept + self._poll_ns if slept < 4 * self._poll_ns else 0
-                slice_end = now + slept + _SLICE_NS
+                await patience.sleep(self._device)
+                slice_end = time.monotonic_ns() + _SLICE_NS
                 continue
             except OSError as error:
                 if error.errno in _RETRY:
@@ -100,80 +110,101 @@ class DataPlane:
                 if error.errno in _GONE:
                     return
                 raise
-            if await self._dispatch(buffer, length, nursery):
-                buffer = self._buffers.take()
+            request.parse()
+            request = await self._dispatch(request, length, nursery)
             now = time.monotonic_ns()
-            if poll_until:
-                poll_until = now + self._poll_ns
+            patience.answered(now)
             if now > slice_end:
                 await trio.lowlevel.checkpoint()
                 slice_end = time.monotonic_ns() + _SLICE_NS
 
-    async def _dispatch(self, buffer: memoryview, length: int, nursery: trio.Nursery) -> bool:
-        """Answer or pass on one request; True if its buffer was taken over."""
-        _, opcode, unique, inode, *_ = wire.IN_HEADER.unpack_from(buffer)
-        handler = self._handlers.get(opcode)
+    async def _dispatch(self, request: Request, length: int, nursery: trio.Nursery) -> Request:
+        """Answer, begin or pass on one request; gives the one to read the next into."""
+        handler = self._handlers.get(request.opcode)
         if handler is None:
-            if opcode == Opcode.INTERRUPT:
-                self._interrupt(wire.INTERRUPT_IN.unpack_from(buffer, wire.BODY)[0])
-            else:
-                self._link.forward(opcode, unique, buffer[:length])
-            return False
-        request = Request(self._device, opcode, unique, buffer[:length])
+            self._control(request, length)
+            return request
         try:
-            file = self._tree.file(inode)
-        except OSError as error:
-            request.fail(error.errno or errno.EIO)
-            return False
-        if file.immediate or (opcode == Opcode.READ and self._operations.read_resident(request, file)):
-            if not request.answered:
-                with Barrier(request, request.fail):
-                    await handler(request, file)
-            return False
-        await self._room.acquire()
-        taken = request.detach()
-        nursery.start_soon(self._fly, handler, request, file, buffer if taken else None)
-        return taken
+            file = self._tree.file(request.inode)
+            if file.immediate:
+                await handler(request, file)
+                return request
+            if request.opcode == Opcode.READ and self._operations.read_resident(request, file):
+                return request
+        except Exception as error:  # noqa: BLE001 - the barrier
+            request.fail(failure(request, error))
+            return request
+        if len(self._flights) >= _MOST_FLIGHTS:
+            self._landed = trio.Event()
+            await self._landed.wait()
+        self._begin(_Flight(self, handler, request, file, nursery))
+        return self._spare.pop() if self._spare else Request(self._device)
 
-    async def _fly(
-        self,
-        handler: Callable[[Request, File], Awaitable[None]],
-        request: Request,
-        file: File,
-        buffer: memoryview | None,
-    ) -> None:
-        """Answer one request in a task of its own, under its deadline."""
-        flight = _Flight(trio.CancelScope(deadline=trio.current_time() + self._timeout))
-        self._running[request.unique] = flight
-        try:
-            with flight.scope:
-                request.progress = lambda: setattr(flight.scope, "deadline", trio.current_time() + self._timeout)
-                with Barrier(request, request.fail):
-                    await handler(request, file)
-            if not request.answered:
-                request.fail(errno.EINTR if flight.interrupted else errno.EIO)
-                if not flight.interrupted:
-                    log.error("%s: no answer to %s within %g s", file.source.info.description,
-                              request, self._timeout)  # fmt: skip
-        finally:
-            del self._running[request.unique]
-            self._room.release()
-            if buffer is not None:
-                self._buffers.give(buffer)
-
-    def _interrupt(self, unique: int) -> None:
+    def _control(self, request: Request, length: int) -> None:
+        """A request that is not for a source."""
+        if request.opcode != Opcode.INTERRUPT:
+            self._link.forward(request.opcode, request.unique, request.message[:length])
+            return
         # What is not in flight was answered already, or is with the control plane, which does not wait.
-        flight = self._running.get(unique)
+        flight = self._flights.get(wire.INTERRUPT_IN.unpack_from(request.message, wire.BODY)[0])
         if flight:
             flight.interrupted = True
-            flight.scope.cancel()
+            flight.run.cancel()
+
+    def _begin(self, flight: _Flight) -> None:
+        self._flights[flight.request.unique] = flight
+        self._flying.set()
+        self._poller = flight.file.poller
+        if flight.file.eager:
+            flight.run.start()
+        else:
+            flight.run.start_task()
+
+    def land(self, flight: _Flight) -> None:
+        """A flight has ended: answer it if nobody has, and take its memory back."""
+        request = flight.request
+        del self._flights[request.unique]
+        if not self._flights:
+            self._poller = None
+        if not request.answered:
+            request.fail(errno.EINTR if flight.interrupted else errno.EIO)
+        if len(self._spare) < _SPARE_REQUESTS:
+            self._spare.append(request)
+        self._landed.set()
+
+    async def _watch(self) -> None:
+        """Cancel what is past its deadline."""
+        while True:
+            if not self._flights:
+                self._flying = trio.Event()
+                await self._flying.wait()
+            await trio.sleep(self._timeout / _CHECKS)
+            before = trio.current_time() - self._timeout
+            for flight in [flight for flight in self._flights.values() if flight.progressed < before]:
+                if not flight.interrupted:
+                    log.error("%s: no answer to %s within %g s", flight.file.source.info.description,
+                              flight.request, self._timeout)  # fmt: skip
+                flight.run.cancel()
 
 
 class _Flight:
     """A request that waits for its source."""
 
-    __slots__ = ("interrupted", "scope")
+    __slots__ = ("file", "interrupted", "progressed", "request", "run")
 
-    def __init__(self, scope: trio.CancelScope) -> None:
-        self.scope = scope
+    def __init__(self, plane: DataPlane, handler: Handler, request: Request, file: File, nursery: trio.Nursery) -> None:
+        self.request = request
+        self.file = file
         self.interrupted = False
+        self.progressed = trio.current_time()
+        request.progress = self._progress
+        self.run = Run(self._answer(handler), nursery, lambda: plane.land(self))
+
+    def _progress(self) -> None:
+        self.progressed = trio.current_time()
+
+    async def _answer(self, handler: Handler) -> None:
+        try:
+            await handler(self.request, self.file)
+        except Exception as error:  # noqa: BLE001 - the barrier
+            self.request.fail(failure(self.request, error))

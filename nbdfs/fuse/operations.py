@@ -7,7 +7,6 @@ import os
 
 from nbdfs.errors import SourceError
 from nbdfs.fuse import wire
-from nbdfs.fuse.buffers import BufferPool
 from nbdfs.fuse.request import Request
 from nbdfs.fuse.tree import File, Tree
 from nbdfs.ranges import pieces
@@ -23,48 +22,43 @@ _EXTENTS_STEP = 1 << 40  # bytes asked about at once
 class Operations:
     """The handlers of the data plane: each answers its request, or raises an OSError with the errno to answer."""
 
-    def __init__(self, tree: Tree, buffers: BufferPool) -> None:
+    def __init__(self, tree: Tree) -> None:
         self._tree = tree
-        self._buffers = buffers
 
     def read_resident(self, request: Request, file: File) -> bool:
         """Answer a READ if its bytes are in memory, without waiting."""
-        _, offset, size, *_ = wire.READ_IN.unpack_from(request.message, wire.BODY)
-        size = min(size, file.size - offset)
+        offset = request.offset
+        size = min(request.size, file.size - offset)
         view = file.source.view(offset, size) if size > 0 else None
         if view is not None:
             request.reply(view)
         return view is not None
 
     async def read(self, request: Request, file: File) -> None:
-        _, offset, size, *_ = wire.READ_IN.unpack_from(request.message, wire.BODY)
-        size = min(size, file.size - offset)
-        if size <= 0:
+        offset, size = request.offset, request.size
+        if offset + size > file.size:
+            size = max(file.size - offset, 0)
+        if not size:
             request.reply()
             return
         view = file.source.view(offset, size) if size >= _VIEW_LEAST else None
         if view is not None:
             request.reply(view)
             return
-        buffer = self._buffers.take()
-        try:
-            body = buffer[:size]
-            await file.source.pread_into(body, offset)
-            request.reply(body)
-        finally:
-            self._buffers.give(buffer)
+        await file.source.pread_into(request.payload[:size], offset)
+        request.reply_payload(size)
 
     async def write(self, request: Request, file: File) -> None:
-        _, offset, size, _, _, flags, _ = wire.WRITE_IN.unpack_from(request.message, wire.BODY)
-        size = min(size, file.size - offset)
-        if size <= 0:
-            raise SourceError(errno.ENOSPC, "write at the end of the device")
-        data = request.message[wire.DATA : wire.DATA + size]
+        offset, size = request.offset, request.size
+        if offset + size > file.size:
+            size = file.size - offset
+            if size <= 0:
+                raise SourceError(errno.ENOSPC, "write at the end of the device")
         try:
-            await file.source.pwrite(data, offset, fua=bool(flags & os.O_DSYNC))
+            await file.source.pwrite(request.payload[:size], offset, fua=bool(request.flags & os.O_DSYNC))
         finally:
             file.touch()
-        request.reply(wire.WRITE_OUT.pack(size, 0))
+        request.reply_written(size)
 
     async def flush(self, request: Request, file: File) -> None:
         """FSYNC, and FLUSH at each close."""
@@ -116,14 +110,12 @@ class Operations:
         if length > 0 and target_at >= target.size:
             raise SourceError(errno.ENOSPC, "copy to the end of the device")
         length = max(min(length, target.size - target_at), 0)
-        buffer = self._buffers.take()
         try:
             for at, size in pieces(0, length, wire.MAX_WRITE):
-                await file.source.pread_into(buffer[:size], source_at + at)
-                await target.source.pwrite(buffer[:size], target_at + at)
+                await file.source.pread_into(request.payload[:size], source_at + at)
+                await target.source.pwrite(request.payload[:size], target_at + at)
                 request.progress()
         finally:
-            self._buffers.give(buffer)
             target.touch()
         if request.opcode == wire.Opcode.COPY_FILE_RANGE:
             request.reply(wire.WRITE_OUT.pack(length, 0))

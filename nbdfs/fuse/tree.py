@@ -52,6 +52,8 @@ class File(Node):
         self.source = export.source
         self.size = export.source.info.size
         self.immediate = Caps.IMMEDIATE in export.source.info.caps
+        self.eager = export.source.eager
+        self.poller = export.source.poller()
         self.usage = Usage(export.source)
         self.writers = 0  # open handles that can write: only then can the kernel hold dirty pages
         self.backing_id = 0  # of the kernel's passthrough while handles are open, else 0

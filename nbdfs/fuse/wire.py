@@ -66,8 +66,7 @@ IN_HEADER = struct.Struct("=IIQQIIIHH")  # length, opcode, unique, nodeid, uid, 
 OUT_HEADER = struct.Struct("=IiQ")  # length, error (negative errno, or notification code), unique
 
 # Bodies, all at offset 40 of a request.
-READ_IN = struct.Struct("=QQIIQII")  # fh, offset, size, read_flags, lock_owner, flags, padding
-WRITE_IN = struct.Struct("=QQIIQII")  # fh, offset, size, write_flags, lock_owner, flags, padding; then the data
+IO_IN = struct.Struct("=QQIIQII")  # of READ and WRITE: fh, offset, size, io flags, lock_owner, flags, padding; then data
 LSEEK_IN = struct.Struct("=QQII")  # fh, offset, whence, padding
 FALLOCATE_IN = struct.Struct("=QQQII")  # fh, offset, length, mode, padding
 FSYNC_IN = struct.Struct("=QII")  # fh, fsync_flags, padding
@@ -76,8 +75,12 @@ INTERRUPT_IN = struct.Struct("=Q")  # unique of the request to interrupt
 COPY_FILE_RANGE_IN = struct.Struct("=QQQQQQQ")  # fh_in, off_in, nodeid_out, fh_out, off_out, len, flags
 INIT_IN = struct.Struct("=IIII")  # major, minor, max_readahead, flags; then flags2 (u32) and unused
 
+# What the data plane needs of a READ or WRITE, header and body at once: opcode, unique, nodeid, offset, size, flags.
+REQUEST = struct.Struct("=4xIQQ16x8xQI4x8xI4x")
+
 # Bodies of replies and notifications, at offset 16.
 WRITE_OUT = struct.Struct("=II")  # size, padding
+WRITTEN = struct.Struct("=IiQI4x")  # header and WRITE_OUT at once
 LSEEK_OUT = struct.Struct("=Q")  # offset
 COPY_OUT = struct.Struct("=Q")  # bytes_copied
 OPEN_OUT = struct.Struct("=QIi")  # fh, open_flags, backing_id
@@ -86,7 +89,7 @@ INVALIDATE_INODE = struct.Struct("=Qqq")  # nodeid, offset, length
 
 NOTIFY_INVALIDATE_INODE = 2
 BODY = IN_HEADER.size
-DATA = BODY + WRITE_IN.size  # where the payload of a WRITE begins
+DATA = BODY + IO_IN.size  # where the payload of a WRITE begins
 
 # ioctl(2) requests on /dev/fuse.
 BACKING_OPEN = 0x4010E501  # FUSE_DEV_IOC_BACKING_OPEN, takes BACKING_MAP
