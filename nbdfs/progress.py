@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Protocol, TextIO
 
-import trio
 
 log = logging.getLogger(__name__)
 
@@ -52,12 +52,13 @@ class Display(Protocol):
 class Bar:
     """One line on a terminal, drawn over and over: share, bar, bytes, rate, time left."""
 
-    def __init__(self, stream: TextIO = sys.stderr) -> None:
+    def __init__(self, stream: TextIO = sys.stderr, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream = stream
+        self._clock = clock
         self._seen: deque[tuple[float, int]] = deque()  # (time, bytes done), the last few seconds
 
     def show(self, progress: Progress) -> None:
-        now = trio.current_time()
+        now = self._clock()
         if not self._seen:
             self._seen.append((now, 0))
         self._seen.append((now, progress.done))
@@ -124,6 +125,8 @@ async def showing(progress: Progress, display: Display | None) -> AsyncIterator[
     if display is None:
         yield
         return
+    import trio
+
     complete = False
     display = _Patient(display)
     try:
@@ -159,6 +162,8 @@ class _Patient:
 
 
 async def _keep_showing(progress: Progress, display: Display) -> None:
+    import trio
+
     while True:
         display.show(progress)
         await trio.sleep(_INTERVAL)

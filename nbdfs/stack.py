@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from nbdfs import registry, spec
-from nbdfs.backends.blocksize import Blocksize
 from nbdfs.checked import Checked
 from nbdfs.errors import UsageError, UserError
 from nbdfs.parts import part
@@ -147,5 +146,7 @@ async def _enter(stack: AsyncExitStack, driver: Driver, opening: AbstractAsyncCo
         raise UserError(f"{driver.name} needs {error.name}: pip install 'nbdfs[{driver.extra}]'") from error
     block = source.info.block
     if block.minimum > 1 or block.maximum < _LARGEST_REQUEST:
+        from nbdfs.backends.blocksize import Blocksize
+
         return Blocksize(source)
     return source

@@ -7,15 +7,19 @@ servers have it.  Every reply is held against what was asked; their number and l
 from __future__ import annotations
 
 import errno
-import ssl
 import struct
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from nbdfs.errors import SourceError
-from nbdfs.nbd.channel import Channel
 from nbdfs.nbd.proto import constants as nbd
 from nbdfs.source import ALLOCATION
+
+if TYPE_CHECKING:
+    import ssl
+
+    from nbdfs.nbd.channel import Channel
 
 _MOST_OPTION_DATA = 64 << 10  # bytes of one reply
 _MOST_REPLIES = 100_000  # to one option

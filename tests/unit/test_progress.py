@@ -54,7 +54,7 @@ async def test_lines_of_failed_work_never_say_100() -> None:
 async def test_a_bar_tells_share_bytes_rate_and_time_left(autojump_clock: trio.abc.Clock) -> None:
     stream = io.StringIO()
     progress = Progress(8 << 20)
-    async with showing(progress, Bar(stream)):
+    async with showing(progress, Bar(stream, trio.current_time)):
         await trio.sleep(1)
         progress.advance(2 << 20)
         await trio.sleep(0.9)
@@ -67,7 +67,7 @@ async def test_a_bar_tells_share_bytes_rate_and_time_left(autojump_clock: trio.a
 async def test_work_of_unknown_length_has_no_share(autojump_clock: trio.abc.Clock) -> None:
     stream = io.StringIO()
     progress = Progress()
-    async with showing(progress, Bar(stream)):
+    async with showing(progress, Bar(stream, trio.current_time)):
         progress.advance(1024)
         await trio.sleep(1)
     assert "%" not in stream.getvalue()
