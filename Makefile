@@ -3,6 +3,7 @@
 # make test-guest  run the tests in virtual machines
 # make lint types  style and types
 # make docs        fill the generated parts of the manual
+# make dist deb    wheel and source distribution, Debian package: in dist/
 # make bench       measure, and write the table of the README
 # make clean       remove what was made
 # On Debian, root gets what is missing installed; others are told which packages to ask for.
@@ -18,25 +19,27 @@ TEST_PACKAGES := acl aria2 busybox-static cpio cryptsetup-bin e2fsprogs fdisk fi
 	libnbd-bin lsof nbd-client nbd-server nbdkit nginx-light procps python3-libnbd qemu-system-x86 \
 	qemu-utils socat strace tmux transmission-cli util-linux xfsprogs xz-utils zstd
 BENCH_PACKAGES := httpdirfs qemu-block-extra
+DEB_PACKAGES := debhelper dh-python dpkg-dev lintian python3-pip
 
-.PHONY: run test test-long test-guest venv lint types bench docs clean run-packages test-packages
+.PHONY: run test test-long test-guest venv lint types bench docs dist wheels deb clean \
+	need-run-packages need-test-packages need-deb-packages
 
-run: run-packages $(BIN)/.run
+run: need-run-packages $(BIN)/.run
 	@echo "A RAM disk of 1 GiB is the file mem.img, until Ctrl-C or 'nbdfs umount mem.img'. In another terminal, try:"
 	@echo "    ls -l mem.img && dd if=/dev/urandom of=mem.img bs=1M count=100 conv=notrunc && du -h mem.img"
 	@echo "    mkfs.ext4 mem.img && mount -o loop mem.img /mnt"
 	@$(BIN)/nbdfs mount -v memory:1G mem.img
 
-test: run-packages test-packages $(BIN)/.dev
+test: need-run-packages need-test-packages $(BIN)/.dev
 	$(PYTEST)
 
-test-long: run-packages test-packages $(BIN)/.dev
+test-long: need-run-packages need-test-packages $(BIN)/.dev
 	$(PYTEST) -m "not guest"
 
-test-guest: run-packages test-packages $(BIN)/.dev
+test-guest: need-run-packages need-test-packages $(BIN)/.dev
 	$(PYTEST) -m guest
 
-venv: run-packages $(BIN)/.dev
+venv: need-run-packages $(BIN)/.dev
 
 lint: venv
 	$(BIN)/ruff check
@@ -49,25 +52,40 @@ types: venv
 	ln -sfn -t build/types/nbdfs $(CURDIR)/nbdfs/* $(CURDIR)/backends
 	cd build/types && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml nbdfs
 
-bench: run-packages test-packages $(BIN)/.dev
+bench: need-run-packages need-test-packages $(BIN)/.dev
 	@packaging/need-packages $(BENCH_PACKAGES)
 	$(BIN)/python benchmarks/run
 
 docs: $(BIN)/.dev
 	$(BIN)/python docs/generate.py
 
+dist: $(BIN)/.dev
+	rm -rf dist
+	PIP_CONSTRAINT=$(CONSTRAINTS) $(BIN)/python -m build --quiet
+
+# What nbdfs runs on, for packages that bring it along.
+wheels: dist
+	rm -rf build/wheels
+	$(BIN)/python -m pip wheel -q -c $(CONSTRAINTS) --build-constraint $(CONSTRAINTS) -w build/wheels "$$(echo dist/*.whl)[all]"
+
+deb: need-deb-packages wheels
+	packaging/build-deb dist/*.tar.gz build/wheels dist
+
 clean:
 	rm -rf build dist *.egg-info $(VENV) .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-run-packages:
+need-run-packages:
 	@packaging/need-packages $(RUN_PACKAGES)
 
-test-packages:
+need-test-packages:
 	@packaging/need-packages $(TEST_PACKAGES)
 
+need-deb-packages:
+	@packaging/need-packages $(DEB_PACKAGES)
+
 # pip itself is pinned too: with it, the constraints also hold for what builds pyfuse3.
-$(BIN)/pip: | run-packages
+$(BIN)/pip: | need-run-packages
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c $(CONSTRAINTS) --upgrade pip
 
@@ -78,5 +96,5 @@ $(BIN)/.run: setup.cfg pyproject.toml constraints.txt | $(BIN)/pip
 	@touch $@
 
 $(BIN)/.dev: setup.cfg pyproject.toml constraints.txt | $(BIN)/pip
-	$(INSTALL) -e '.[all,test,lint]'
+	$(INSTALL) -e '.[all,test,lint,dist]'
 	@touch $@ $(BIN)/.run

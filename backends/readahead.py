@@ -13,7 +13,7 @@ at most `memory`.
 from __future__ import annotations
 
 import collections
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 
@@ -71,6 +71,7 @@ class Readahead(Layer):
         self._nursery = nursery
         self._blocks: collections.OrderedDict[int, _Block] = collections.OrderedDict()  # by number, oldest first
         self._spare: list[memoryview] = []
+        self._hits = self._misses = self._evicted = 0
         self._streams: list[_Stream] = []  # the one used last comes last
         self.info = replace(info, caps=info.caps & ~Caps.IMMEDIATE)
 
@@ -91,10 +92,12 @@ class Readahead(Layer):
                     missing = at
                     continue
             start = at % self._block
+            self._hits += 1
             buffer[at - offset : at - offset + size] = block.data[start : start + size]
             self._consume(at // self._block, size)
             missing = at + size
         if missing < offset + len(buffer):
+            self._misses += 1
             await self.below.pread_into(buffer[missing - offset :], missing)
 
     def view(self, offset: int, length: int, *, writable: bool = False) -> memoryview | None:
@@ -109,7 +112,11 @@ class Readahead(Layer):
             return None
         # The bytes stay as they are until the caller's next checkpoint: fetches run in tasks of their own.
         self._consume(number, length)
+        self._hits += 1
         return block.data[start : start + length]
+
+    def statistics(self) -> Mapping[str, int]:
+        return {"hits_total": self._hits, "misses_total": self._misses, "evictions_total": self._evicted}
 
     def _usable(self, block: _Block) -> bool:
         if block.valid and trio.current_time() - block.born > _MOST_AGE:
@@ -182,6 +189,7 @@ class Readahead(Layer):
         for number, block in self._blocks.items():
             if block.arrived.is_set():
                 self._drop(number)
+                self._evicted += 1
                 return True
         return False
 

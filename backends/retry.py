@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -42,6 +42,7 @@ class Retry(AroundLayer):
     def __init__(self, below: Source, options: RetryOptions) -> None:
         super().__init__(below)
         self._options = options
+        self._retries = 0
 
     async def around(self, request: Request, call: Callable[[], Awaitable[T]]) -> T:
         delay = self._options.delay
@@ -56,8 +57,12 @@ class Retry(AroundLayer):
                     self.info.description, request.operation, request.offset, error, attempt + 1, delay,
                 )  # fmt: skip
             await trio.sleep(delay)
+            self._retries += 1
             delay = min(delay * 2, self._options.max_delay)
         return await call()
+
+    def statistics(self) -> Mapping[str, int]:
+        return {"retries_total": self._retries}
 
 
 def _may_pass(request: Request, error: OSError) -> bool:

@@ -1,4 +1,7 @@
-"""An export: an open stack under a name, as both front ends offer it.
+"""An export: an open stack under a name, as every front end offers it.
+
+A front end that still needs the source holds the export (a mount for each inode that the kernel knows, a server for
+each client), so that an export that was removed is closed when the last one has let go, and not before.
 
 Where a second front end keeps a cache of its own over the same source (the kernel's page cache of a mounted file), it
 sets the two hooks, and the NBD server keeps to this order for each request:
@@ -13,8 +16,11 @@ A hook may raise OSError; the request then fails with it.  Without hooks the sou
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+
+import trio
 
 from nbdfs.checked import Checked
 
@@ -23,10 +29,55 @@ Hook = Callable[[int, int], Awaitable[None]]  # (offset, length) in bytes
 
 @dataclass(eq=False)
 class Export:
-    """What is offered under `name` (the empty name is the default export)."""
+    """What is offered under `name` (the empty name is the default export).
+
+    `description` is its spec without secrets.  `removed`: no front end offers it any more.
+    """
 
     name: str
     source: Checked
     description: str = ""
     before_access: Hook | None = None
     after_write: Hook | None = None
+    clients: int = 0  # of NBD servers
+    removed: bool = False
+    unused: trio.Event = field(default_factory=trio.Event)  # nobody holds it any more
+    closed: trio.Event = field(default_factory=trio.Event)  # its source is closed
+    _holds: int = 0
+
+    def hold(self) -> None:
+        """Keep the source open until `release`."""
+        self._holds += 1
+
+    def release(self) -> None:
+        """The other end of `hold`; after the last one the source is closed."""
+        self._holds -= 1
+        if not self._holds:
+            self.unused.set()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep the source open for the block."""
+        self.hold()
+        try:
+            yield
+        finally:
+            self.release()
+
+    @asynccontextmanager
+    async def client(self) -> AsyncIterator[None]:
+        """Serve a client of an NBD server for the block."""
+        self.clients += 1
+        try:
+            with self.held():
+                yield
+        finally:
+            self.clients -= 1
+
+
+def activity(exports: Iterable[Export]) -> str:
+    """One line on what is offered and how often it was asked; what the kernel does in passthrough is not seen."""
+    present = list(exports)
+    counters = [counter for export in present for counter in export.source.counters.values()]
+    requests, failed = (sum(getattr(counter, what) for counter in counters) for what in ("requests", "errors"))
+    return f"sources: {len(present)}, requests: {requests}, failed: {failed}"

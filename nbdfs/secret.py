@@ -5,15 +5,32 @@ A secret is read when it is used, never shown, and kept no longer than its reade
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import logging
 import os
 import shlex
 import stat
+import threading
+from collections.abc import Iterator
+from contextvars import ContextVar
 
 from nbdfs.errors import UserError
 
 log = logging.getLogger(__name__)
+
+_far_away = ContextVar("_far_away", default=False)
+_asking = threading.Lock()  # one question at a time on the terminal
+
+
+@contextlib.contextmanager
+def far_away() -> Iterator[None]:
+    """For the block and the tasks it starts: who names a secret is not at our terminal and has not our descriptors."""
+    token = _far_away.set(True)
+    try:
+        yield
+    finally:
+        _far_away.reset(token)
 
 
 class Secret:
@@ -31,8 +48,11 @@ class Secret:
                     log.warning("%s", exposed)
                 with open(text[1:], "rb") as file:
                     return file.read()
+            if text.startswith("-") and _far_away.get():
+                raise UserError(f"the secret {text} would be read by another process, which cannot ask you: use +FILE")
             if text == "-":
-                return getpass.getpass(f"{prompt}: ").encode()
+                with _asking:
+                    return getpass.getpass(f"{prompt}: ").encode()
             if text.startswith("-") and text[1:].isdigit():
                 with os.fdopen(int(text[1:]), "rb") as file:
                     return file.read()

@@ -137,6 +137,12 @@ async def open_stack(
         yield Checked(parts[0].top, readonly=readonly, parts=parts)
 
 
+def behind_door(name: str, source: Source, *, readonly: bool, metered: bool = False) -> Checked:
+    """A source of the driver `name` that was not opened by `open_stack`, behind its door."""
+    only = part(name, source, metered=metered)
+    return Checked(only.top, readonly=readonly, parts=[only])
+
+
 async def _enter(stack: AsyncExitStack, driver: Driver, opening: AbstractAsyncContextManager[Source]) -> Source:
     try:
         source = await stack.enter_async_context(opening)

@@ -33,6 +33,7 @@ class Blocks:
         self.block = block
         self.capacity = capacity
         self.dirty: set[int] = set()
+        self.evicted = 0  # blocks, since it was opened
         self._size = size
         self._present: OrderedDict[int, None] = OrderedDict()  # least recently used first
         self._unverified = dict(storage.entries())  # block: CRC its content must have
@@ -47,6 +48,13 @@ class Blocks:
 
     def __len__(self) -> int:
         return len(self._present)
+
+    @property
+    def present_bytes(self) -> int:
+        """The bytes of all present blocks."""
+        last = -(-self._size // self.block) - 1
+        start, end = self.bounds(last, last + 1)
+        return len(self._present) * self.block - (self.block - (end - start) if last in self._present else 0)
 
     def runs(self, first: int, last: int) -> Iterator[tuple[int, int, bool]]:
         """Cut blocks [first, last) into runs (start, end, whether present)."""
@@ -178,6 +186,7 @@ class Blocks:
                 if len(victims) == count:
                     break
         runs = list(joined(sorted(victims)))
+        self.evicted += len(victims)
         for first, last in runs:  # all before the first wait: from then on somebody could pin one of them
             self.remove(first, last)
         for first, last in runs:

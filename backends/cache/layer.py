@@ -14,7 +14,7 @@ Invariants:
 from __future__ import annotations
 
 import errno
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 
@@ -59,6 +59,7 @@ class Cache(Layer):
         self._lock = RangeLock()
         self._writing_back = trio.Lock()
         self._populating = mode != "read"
+        self._hits = self._misses = 0  # blocks
         self._back = mode == "writeback" and Caps.WRITE in below.info.caps
         caps = (below.info.caps & ~Caps.IMMEDIATE) | Caps.CACHE
         if self._back:
@@ -75,7 +76,10 @@ class Cache(Layer):
         for start, stop, here in list(self._blocks.runs(first, last)):
             at, until = max(start * self._block, offset), min(stop * self._block, end)
             part = buffer[at - offset : until - offset]
-            if not (here and await self._read_present(part, at)):
+            if here and await self._read_present(part, at):
+                self._hits += stop - start
+            else:
+                self._misses += stop - start
                 async with self._lock.hold(start, stop - start):
                     await self._read_or_fetch(part, at)
 
@@ -124,7 +128,20 @@ class Cache(Layer):
                         await self._blocks.add(piece // self._block, memoryview(await read(self.below, piece, size)))
 
     def view(self, offset: int, length: int, *, writable: bool = False) -> memoryview | None:
-        return None if writable else self._blocks.view(offset, length)
+        view = None if writable else self._blocks.view(offset, length)
+        if view is not None:
+            first, last = self._range(offset, length)
+            self._hits += last - first
+        return view
+
+    def statistics(self) -> Mapping[str, int]:
+        return {
+            "hits_total": self._hits,
+            "misses_total": self._misses,
+            "evictions_total": self._blocks.evicted,
+            "resident_bytes": self._blocks.present_bytes,
+            "dirty_bytes": len(self._blocks.dirty) * self._block,
+        }
 
     async def extents(self, offset: int, length: int, *, context: str = ALLOCATION, one: bool = False) -> list[Extent]:
         if context == RESIDENT:

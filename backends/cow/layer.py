@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -122,6 +122,9 @@ class Cow(Layer):
         first, last = self._blocks(offset, length)
         _, stop, inside = next(self._overlay.present.runs(first, last))
         return self.below.view(offset, length) if stop == last and not inside else None
+
+    def statistics(self) -> Mapping[str, int]:
+        return {"overlay_bytes": min(self._overlay.present.total * self._block, self._size)}
 
     async def _take_over_edges(self, offset: int, length: int) -> None:
         """Copy from below the blocks that the range covers in part and that are not here yet."""

@@ -55,6 +55,13 @@ class Remote:
         self._wire = wire
         self._access = access
         self._timeout = timeout
+        self._troubled: set[object] = set()  # what has failed and is tried again
+        self.retries = 0
+
+    @property
+    def in_trouble(self) -> bool:
+        """Whether something that failed is being tried again."""
+        return bool(self._troubled)
 
     @property
     def shown(self) -> str:
@@ -66,10 +73,16 @@ class Remote:
 
         Not `patient` means that a server out of reach is a failure at once.
         """
+        key = object()
         async with self._slots:
-            return await self._persist(what, attempt, patient)
+            try:
+                return await self._persist(what, attempt, patient, lambda: self._troubled.add(key))
+            finally:
+                self._troubled.discard(key)
 
-    async def _persist(self, what: str, attempt: Callable[[], Awaitable[T]], patient: bool) -> T:
+    async def _persist(
+        self, what: str, attempt: Callable[[], Awaitable[T]], patient: bool, troubled: Callable[[], None]
+    ) -> T:
         delay = _FIRST_DELAY
         problem: Exception | None = None
         with trio.move_on_after(self._timeout) as scope:
@@ -79,6 +92,7 @@ class Remote:
                     return await attempt()
                 except (WireError, BusyError) as error:
                     problem = error
+                    troubled()
                     if isinstance(error, UnreachableError) and not patient:
                         raise self.failure(f"cannot reach the server: {error}") from error
                     after = error.after if isinstance(error, BusyError) else None
@@ -87,6 +101,7 @@ class Remote:
                     break
                 log.info("%s: %s: %s; trying again in %.1f s", self.shown, what, problem, pause)
                 await trio.sleep(pause)
+                self.retries += 1
                 delay = min(delay * 2, _LONGEST_DELAY)
         reason = f": {problem}" if problem else ""
         raise self.failure(f"{what} failed, given up within {self._timeout:g} s{reason}", retryable=True)

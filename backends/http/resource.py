@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ from nbdfs.backends.http.remote import Remote
 from nbdfs.backends.http.wire import Response, WireError
 from nbdfs.errors import SourceError
 from nbdfs.ranges import pieces
-from nbdfs.source import BlockSize, Caps, Source, SourceInfo
+from nbdfs.source import BlockSize, Caps, Health, Source, SourceInfo
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +58,12 @@ class Resource(Source):
         caps = Caps.MULTI_CONN | (Caps.WRITE if writable else Caps.NONE)
         identity = f"{remote.shown} {facts.size} {self._pinned}" if self._pinned else ""
         self.info = SourceInfo(facts.size, caps, _BLOCK, description=remote.shown, identity=identity)
+
+    def statistics(self) -> Mapping[str, int]:
+        return {"retries_total": self._remote.retries}
+
+    def health(self) -> Health:
+        return Health.RECONNECTING if self._remote.in_trouble else Health.OK
 
     async def pread_into(self, buffer: memoryview, offset: int) -> None:
         if len(buffer) <= _PIECE:

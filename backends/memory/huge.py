@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
@@ -48,6 +49,9 @@ class HugeMemory(Source):
     async def aclose(self) -> None:
         self._bytes.release()
         self._map.close()
+
+    def statistics(self) -> Mapping[str, int]:
+        return {"resident_bytes": self.info.size}
 
     async def pread_into(self, buffer: memoryview, offset: int) -> None:
         buffer[:] = self._bytes[offset : offset + len(buffer)]

@@ -11,6 +11,7 @@ import errno
 import fcntl
 import mmap
 import os
+from collections.abc import Mapping
 from typing import Self
 
 import trio
@@ -91,6 +92,9 @@ class Memory(Source):
         if self._map is not None:
             self._map.close()
         os.close(self._fd)
+
+    def statistics(self) -> Mapping[str, int]:
+        return {"resident_bytes": min(os.fstat(self._fd).st_blocks * 512, self.info.size)}
 
     async def pread_into(self, buffer: memoryview, offset: int) -> None:
         read_whole(self._fd, buffer, offset)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 
 import trio
 
@@ -12,7 +12,7 @@ from nbdfs.nbd.client import Client
 from nbdfs.nbd.handshake import ExportFacts
 from nbdfs.nbd.proto import constants as nbd
 from nbdfs.ranges import pieces
-from nbdfs.source import ALLOCATION, MAX_SIZE, BlockSize, Caps, Extent, Source, SourceInfo
+from nbdfs.source import ALLOCATION, MAX_SIZE, BlockSize, Caps, Extent, Health, Source, SourceInfo
 
 _DEFAULT_MAXIMUM = 32 << 20  # bytes; NBD protocol, "Block size constraints": what every server takes
 _LONG = 1 << 31  # bytes; the longest request without data, where a length has 32 bits
@@ -60,6 +60,12 @@ class Remote(Source):
         minimum, _, maximum = export.block or (1, 0, _DEFAULT_MAXIMUM)
         self._maximum = min(maximum - maximum % minimum, _DEFAULT_MAXIMUM)
         self._long = _LONG if not client.server.extended else MAX_SIZE
+
+    def statistics(self) -> Mapping[str, int]:
+        return {"connections": self.client.connections, "reconnects_total": self.client.reconnects}
+
+    def health(self) -> Health:
+        return self.client.health()
 
     async def pread_into(self, buffer: memoryview, offset: int) -> None:
         if len(buffer) <= self._maximum:

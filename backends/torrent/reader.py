@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 
 import trio
 
 from nbdfs.backends.torrent.metainfo import File
 from nbdfs.backends.torrent.torrent import Torrent
-from nbdfs.source import ALLOCATION, HOLE, RESIDENT, BlockSize, Caps, Extent, Source, SourceInfo
+from nbdfs.source import ALLOCATION, HOLE, RESIDENT, BlockSize, Caps, Extent, Health, Source, SourceInfo
 
 _STREAMS = 8  # sequential readers that are told apart
 _JITTER = 2 << 20  # bytes a read may lie off where its stream stood: the kernel's requests come out of order
@@ -25,6 +26,7 @@ class TorrentFile(Source):
         self._torrent = torrent
         self._file = file
         self._ahead = ReadAhead(torrent, file)
+        self._hits = self._misses = 0  # pieces
         self.info = SourceInfo(
             size=file.length,
             caps=Caps.EXTENTS | Caps.CACHE | Caps.MULTI_CONN,
@@ -42,7 +44,10 @@ class TorrentFile(Source):
         pieces = torrent.pieces(self._file, offset, len(buffer))
         self._ahead.follow(offset, len(buffer), pieces.stop)
         torrent.touch(pieces)
-        if torrent.all_here(pieces):
+        missing = torrent.missing(pieces)
+        self._hits += len(pieces) - missing
+        self._misses += missing
+        if not missing:
             done = torrent.cache.read_now(self._file.index, buffer, offset)
             if done == len(buffer):
                 return
@@ -52,6 +57,19 @@ class TorrentFile(Source):
             done = torrent.cache.read_now(self._file.index, buffer, offset)
             if done < len(buffer):
                 await trio.to_thread.run_sync(torrent.cache.read, self._file.index, buffer[done:], offset + done)
+
+    def statistics(self) -> Mapping[str, int]:
+        torrent = self._torrent
+        return {
+            "hits_total": self._hits,
+            "misses_total": self._misses,
+            "evictions_total": torrent.dropped,
+            "resident_bytes": torrent.here_of(self._file),
+            "peers": torrent.peers,
+        }
+
+    def health(self) -> Health:
+        return Health.STALLED if self._torrent.starving else Health.OK
 
     async def cache(self, offset: int, length: int) -> None:
         pieces = self._torrent.pieces(self._file, offset, length)

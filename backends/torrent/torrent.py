@@ -93,6 +93,7 @@ class Torrent:
         self._full = trio.Event()
         self._trouble = ""  # the disk's or libtorrent's last error
         self._troubles = 0
+        self.dropped = 0  # pieces that had to make room
         self._stopped = False  # libtorrent may have stopped at the last trouble
         self._unverified = set(params.unfinished_pieces) if params.unfinished_pieces else set()
         self._verified = trio.Event()  # one of them was looked at
@@ -117,9 +118,28 @@ class Torrent:
         start = file.offset + offset
         return range(start // size, -(-(start + length) // size))
 
-    def all_here(self, pieces: range) -> bool:
-        """Whether none of the pieces is missing."""
-        return self.here.find(0, pieces.start, pieces.stop) < 0
+    def missing(self, pieces: range) -> int:
+        """How many of the pieces are not here."""
+        return self.here.count(0, pieces.start, pieces.stop)
+
+    def here_of(self, file: File) -> int:
+        """How many bytes of a file are here."""
+        size, pieces = self.metainfo.piece_length, self.pieces(file, 0, file.length)
+        if not pieces:
+            return 0
+        start, end = file.offset - pieces.start * size, pieces.stop * size - file.offset - file.length
+        outside = start * self.here[pieces.start] + end * self.here[pieces.stop - 1]  # of its first and last piece
+        return self.here.count(1, pieces.start, pieces.stop) * size - outside
+
+    @property
+    def peers(self) -> int:
+        """Peers that are connected, as of the last second."""
+        return self._status.num_peers if self._status else 0
+
+    @property
+    def starving(self) -> bool:
+        """Whether reads wait while nothing comes, as of the last second."""
+        return bool(self._waiting and self._status and not self._status.download_payload_rate)
 
     @contextmanager
     def claimed(self, pieces: range) -> Iterator[None]:
@@ -181,7 +201,7 @@ class Torrent:
         return State(
             self.metainfo.pieces,
             self.here.count(1),
-            status.num_peers if status else 0,
+            self.peers,
             status.download_payload_rate if status else 0,
             status.upload_payload_rate if status else 0,
             tuple(sorted(self._waiting)),
@@ -433,6 +453,7 @@ class Torrent:
             return  # the next piece tries again
         session, handle = self._session, self._handle
         pieces = [piece for piece in pieces if piece not in self._claims]
+        self.dropped += len(pieces)
         for piece in pieces:
             self.here[piece] = 0
             del self._used[piece]

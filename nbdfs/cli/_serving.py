@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import logging
 import ssl
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 
 from nbdfs.errors import UsageError
-from nbdfs.export import Export
+from nbdfs.live import Exports
 from nbdfs.nbd.exports import ServedExports
 from nbdfs.nbd.limits import Limits
 from nbdfs.nbd.listen import Listener, activated, inherited, is_public, listening, private_socket
@@ -115,13 +115,13 @@ def address_uris(
 
 
 @asynccontextmanager
-async def live_server(what: Service, exports: Iterable[Export]) -> AsyncIterator[tuple[Server, list[Uri]]]:
+async def live_server(what: Service, exports: Exports) -> AsyncIterator[tuple[Server, list[Uri]]]:
     """Serve for the block: the server, and the URIs at which it is reached.  Standard input is the caller's to serve.
 
     Raises UserError for a place that cannot be had.
     """
     called = next(filter(None, (uri.export for uri in what.place.uris)), "")
-    served = ServedExports(exports, called=called, any_name=what.any_name)
+    served = ServedExports(called=called, any_name=what.any_name)
     tls = Tls.OFF if what.tls is None else Tls.REQUIRE if what.require_tls else Tls.ON
     server = Server(served, Policy(tls, what.structured), tls=what.tls, limits=what.limits)
     with ExitStack() as stack:
@@ -129,7 +129,7 @@ async def live_server(what: Service, exports: Iterable[Export]) -> AsyncIterator
         for listener in listeners:
             if is_public(listener.address) and not what.require_tls:
                 log.warning("listening on %s: anybody who reaches it may read%s", listener, " without TLS")
-        async with serving(server, listeners):
+        async with exports.offered_by(served), serving(server, listeners):
             yield server, [uri.with_export(name) for uri in uris for name, _ in served.names()]
 
 

@@ -15,13 +15,12 @@ from typing import NoReturn
 
 import nbdfs
 import nbdfs.cli
+from nbdfs import logs
 from nbdfs.errors import UsageError, UserError
 from nbdfs.registry import nearest
 from nbdfs.spec import fold_captives
 
 log = logging.getLogger(__name__)
-
-_LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)
 
 
 class Parser(argparse.ArgumentParser):
@@ -35,6 +34,11 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see {self.prog} --help)")
 
+    def long_options(self) -> dict[str, argparse.Action]:
+        """The options by their long names, without the dashes."""
+        words = self._option_string_actions
+        return {word[2:]: action for word, action in words.items() if word.startswith("--")}
+
 
 def commands() -> list[str]:
     """The names of the subcommands."""
@@ -46,8 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; give its exit status: 0, 1 failure, 2 usage."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     called = os.path.basename(sys.argv[0])
-    if arguments is None and called.startswith("nbd") and called != "nbdfs":
-        words = ["compat", called, *words]  # a symlink with a peer's name
+    if arguments is None and called != "nbdfs" and called.startswith(("nbd", "mount.", "umount.")):
+        words = ["compat", called, *words]  # a symlink with the name of another program
     status = 1
     try:
         status = _dispatch(words)
@@ -78,6 +82,21 @@ def _dispatch(words: list[str]) -> int:
         print(_help())
         return 0 if words else 2
     name, *rest = words
+    if name == "--config" or name.startswith("--config="):  # before the command too, since it is about all of them
+        file, *rest = [name.partition("=")[2], *rest] if "=" in name else (rest or [""])
+        return _dispatch([*rest[:1], f"--config={file}", *rest[1:]])
+    parser = parser_of(name)
+    parsed = parser.parse_args(parser.prepare(rest))
+    if parsed.config:
+        from nbdfs.config.files import use_file
+
+        use_file(parsed.config)
+    logs.set_up(parsed.verbose)
+    return int(_load(name).run(parsed))
+
+
+def parser_of(name: str) -> Parser:
+    """The parser of a command.  Raises UsageError if there is none of that name."""
     if name not in commands():
         raise UsageError(f"there is no command '{name}'{nearest(name, commands())}")
     module = _load(name)
@@ -85,18 +104,9 @@ def _dispatch(words: list[str]) -> int:
         prog=f"nbdfs {name}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     module.add_arguments(parser)
+    parser.add_argument("--config", metavar="FILE", help="take stacks and mounts from this file alone")
     parser.add_argument("-v", "--verbose", action="count", default=0, help="say more; -vv also shows tracebacks")
-    parsed = parser.parse_args(parser.prepare(rest))
-    set_up_logging(parsed.verbose)
-    return int(module.run(parsed))
-
-
-def set_up_logging(verbose: int, file: str = "") -> None:
-    """Log to stderr, or to a file, one line each."""
-    handler = logging.FileHandler(file) if file else logging.StreamHandler()
-    stamp = "%(asctime)s " if file else ""
-    handler.setFormatter(logging.Formatter(f"{stamp}nbdfs: %(message)s"))
-    logging.basicConfig(level=_LEVELS[min(verbose, 2)], handlers=[handler], force=True)
+    return parser
 
 
 def _load(name: str) -> ModuleType:

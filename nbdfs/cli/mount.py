@@ -10,15 +10,21 @@ import argparse
 import logging
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from dataclasses import replace
+from functools import partial
 
 import trio
 
-from nbdfs import supervise
-from nbdfs.cli import _mounting, _serving
+from nbdfs import mount, supervise, systemd
+from nbdfs.cli import _observing, _serving
 from nbdfs.cli._serving import Service
-from nbdfs.cli.main import set_up_logging
+from nbdfs.control.methods import Controls
+from nbdfs.control.server import controlled
 from nbdfs.errors import UsageError
+from nbdfs.export import activity
 from nbdfs.fuse.options import HELP, parse_options
+from nbdfs.mount import Order
+from nbdfs.nbd.uri import Uri
 from nbdfs.units import format_size
 
 SUMMARY = "show a source as a file"
@@ -35,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-b", "--background", action="store_true", help="return once the mount is up, go on in the background"
     )
     parser.add_argument("-P", "--pidfile", metavar="FILE", help="write the process id there once the mount is up")
-    parser.add_argument("--log-file", metavar="FILE", default="", help="log there instead of to stderr")
+    _observing.add_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -43,33 +49,29 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError("write the source first, then the file it shall cover: nbdfs mount SPEC FILE")
     *specs, target = arguments.words
     texts = [*arguments.options, *(["ro"] if arguments.readonly else [])]
-    order = _mounting.order(specs, target, parse_options(texts))
+    order = mount.order(specs, target, parse_options(texts))
+    order = replace(order, metered=arguments.metrics is not None)
     service = _serving.service(arguments)
-    if arguments.log_file:
-        set_up_logging(arguments.verbose, arguments.log_file)
+    _observing.set_up_log(arguments)
     ready = supervise.background() if arguments.background else lambda: None
     trio.run(_serve, order, service, arguments, ready)
     return 0
 
 
-async def _serve(
-    order: _mounting.Order, service: Service, arguments: argparse.Namespace, ready: Callable[[], None]
-) -> None:
-    async with _mounting.live(order) as (session, exports), AsyncExitStack() as stack:
+async def _serve(order: Order, service: Service, arguments: argparse.Namespace, ready: Callable[[], None]) -> None:
+    async with mount.mounted(order) as mounted, AsyncExitStack() as stack:
         stack.enter_context(supervise.pid_file(arguments.pidfile))
-        sizes = ", ".join(format_size(export.source.info.size) for export in list(exports.values())[:3])
+        session, exports = mounted.session, mounted.exports
+        sizes = ", ".join(format_size(export.source.info.size) for export in list(exports)[:3])
         how = "in passthrough" if session.passthrough.enabled else "by the data plane"
         log.info("mounted %s on %s (%s), served %s", session.options.fsname, session.target, sizes, how)
+        uris: list[Uri] = []
         if service.place.uris:
-            _, uris = await stack.enter_async_context(_serving.live_server(service, exports.values()))
+            _, uris = await stack.enter_async_context(_serving.live_server(service, exports))
             for uri in uris:
                 print(uri, flush=True)
+        await stack.enter_async_context(_observing.live_metrics(arguments.metrics, exports))
+        await stack.enter_async_context(controlled(Controls(exports, "mount", session.target, uris).methods()))
         ready()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_cancel_after, session.stopped, nursery)
-            nursery.start_soon(_cancel_after, session.ended.wait, nursery)
-
-
-async def _cancel_after(event: Callable[[], object], nursery: trio.Nursery) -> None:
-    await event()  # type: ignore[misc]
-    nursery.cancel_scope.cancel()
+        async with systemd.service(partial(activity, exports)):
+            await mounted.over()

@@ -10,13 +10,16 @@ import argparse
 import os
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 
 import trio
 
-from nbdfs.cli import _mounting
+from nbdfs import mount
+from nbdfs.cli import _observing
 from nbdfs.errors import UsageError, UserError
 from nbdfs.fuse.options import HELP, parse_options
-from nbdfs.fuse.session import Session
+from nbdfs.mount import Mount, Order
+from nbdfs.nbd.uri import Address
 
 SUMMARY = "run a command on a source that is mounted for it"
 
@@ -30,24 +33,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-o", "--options", action="append", default=[], metavar="OPTS", help=HELP)
     parser.add_argument("-r", "--readonly", action="store_true", help="let nobody write")
+    _observing.add_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     command = arguments.command[1:] if arguments.command[:1] == ["--"] else arguments.command
     if not command:
         raise UsageError("a command is missing: nbdfs run SPEC -- CMD {} ...")
+    _observing.set_up_log(arguments)
     options = parse_options([*arguments.options, *(["ro"] if arguments.readonly else [])])
     with tempfile.TemporaryDirectory(prefix="nbdfs-run-") as folder:
-        order = _mounting.order([arguments.spec], os.path.join(folder, "disk"), options)
-        return trio.run(_serve, order, command)
+        order = mount.order([arguments.spec], os.path.join(folder, "disk"), options)
+        return trio.run(_serve, replace(order, metered=arguments.metrics is not None), command, arguments.metrics)
 
 
-async def _serve(order: _mounting.Order, command: Sequence[str]) -> int:
+async def _serve(order: Order, command: Sequence[str], metrics: Address | None) -> int:
     status = 0
-    async with _mounting.live(order) as (session, _):
-        words = [word.replace("{}", session.target) for word in command]
+    async with mount.mounted(order) as mounted, _observing.live_metrics(metrics, mounted.exports):
+        words = [word.replace("{}", mounted.session.target) for word in command]
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_stop_on_signal, session, nursery)
+            nursery.start_soon(_stop_on_signal, mounted, nursery)
             status = await _run(words)
             nursery.cancel_scope.cancel()
     return status
@@ -71,6 +76,6 @@ async def _run(words: Sequence[str]) -> int:
     return status if status >= 0 else 128 - status
 
 
-async def _stop_on_signal(session: Session, nursery: trio.Nursery) -> None:
-    await session.stopped()
+async def _stop_on_signal(mounted: Mount, nursery: trio.Nursery) -> None:
+    await mounted.session.stopped()
     nursery.cancel_scope.cancel()

@@ -10,21 +10,23 @@ import argparse
 import os
 import shlex
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from functools import partial
 
 import trio
 
-from nbdfs import supervise, systemd
-from nbdfs.cli import _serving
-from nbdfs.cli._named import flush, named_plans
+from nbdfs import live, supervise, systemd
+from nbdfs.cli import _observing, _serving
 from nbdfs.cli._serving import Place, Service
-from nbdfs.cli.main import set_up_logging
+from nbdfs.control.methods import Controls
+from nbdfs.control.server import controlled
 from nbdfs.errors import UsageError
-from nbdfs.export import Export
+from nbdfs.export import activity
+from nbdfs.live import Exports
+from nbdfs.names import named_plans
 from nbdfs.nbd.server import Server
 from nbdfs.nbd.stream import PipeStream
 from nbdfs.nbd.uri import Tcp, Unix, Uri, Vsock
-from nbdfs.stack import Plan, open_stack
+from nbdfs.stack import Plan
 
 SUMMARY = "serve a source over NBD"
 
@@ -47,14 +49,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _serving.add_listen_arguments(parser)
     parser.add_argument("-b", "--background", action="store_true", help="return once it serves, go on behind")
     parser.add_argument("-P", "--pidfile", metavar="FILE", help="write the process id there once it serves")
-    parser.add_argument("--log-file", metavar="FILE", default="", help="log there instead of to stderr")
+    _observing.add_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     plans = named_plans(arguments.specs)
     what = _serving.service(arguments, _place(arguments))
-    if arguments.log_file:
-        set_up_logging(arguments.verbose, arguments.log_file)
+    _observing.set_up_log(arguments)
     ready = supervise.background() if arguments.background else lambda: None
     return trio.run(_serve, plans, what, arguments, ready)
 
@@ -76,20 +77,17 @@ def _place(arguments: argparse.Namespace) -> Place:
 async def _serve(
     plans: dict[str, Plan], what: Service, arguments: argparse.Namespace, ready: Callable[[], None]
 ) -> int:
-    async with AsyncExitStack() as stack:
-        exports = []
-        for name, planned in plans.items():
-            source = await stack.enter_async_context(open_stack(planned, readonly=arguments.readonly))
-            exports.append(Export(name, source, str(planned)))
-        try:
+    async with live.opened(
+        readonly=arguments.readonly, allow_empty=True, metered=arguments.metrics is not None
+    ) as exports:
+        await exports.open_all(plans)
+        async with _observing.live_metrics(arguments.metrics, exports):
             return await serve_exports(what, exports, run=arguments.run, pidfile=arguments.pidfile, ready=ready)
-        finally:
-            await flush({export.name: export for export in exports})
 
 
 async def serve_exports(
     what: Service,
-    exports: list[Export],
+    exports: Exports,
     *,
     run: str | None = None,
     pidfile: str | None = None,
@@ -102,17 +100,15 @@ async def serve_exports(
             if show and not run:
                 for uri in uris:
                     print(uri, flush=True)
-            systemd.notify("READY=1")
-            ready()
-            try:
+            controls = Controls(exports, "serve", uris=uris)
+            async with controlled(controls.methods()), systemd.service(partial(activity, exports)):
+                ready()
                 if run:
                     return await _run(run, uris[0], stopped)
                 if what.place.stdio:
                     await _stdio(server, stopped)
                 else:
                     await stopped()
-            finally:
-                systemd.notify("STOPPING=1")
     return 0
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 
+from nbdfs import logs
 from nbdfs.cli._words import preparation
-from nbdfs.cli.main import Parser, set_up_logging
+from nbdfs.cli.main import Parser
 from nbdfs.errors import UsageError
 from nbdfs.spec import Spec, parse
 
@@ -32,7 +33,7 @@ def parser(name: str, bare: Mapping[str, str] | None = None) -> Parser:
 def parse_words(made: Parser, argv: Sequence[str]) -> argparse.Namespace:
     """The arguments, with logging set up as they ask for."""
     arguments = made.parse_args(made.prepare(argv))
-    set_up_logging(arguments.verbose)
+    logs.set_up(arguments.verbose)
     return arguments
 
 

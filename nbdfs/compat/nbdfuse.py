@@ -13,8 +13,7 @@ from dataclasses import replace
 
 import trio
 
-from nbdfs import supervise
-from nbdfs.cli import _mounting
+from nbdfs import mount, supervise
 from nbdfs.compat import _peer
 from nbdfs.errors import UsageError
 from nbdfs.fuse.options import HELP, MountOptions, parse_options
@@ -54,7 +53,7 @@ def run(argv: Sequence[str]) -> int:
         raise UsageError("write where the file shall be, then the server: nbdfuse MOUNTPOINT[/FILENAME] URI")
     spec = _with_options(_spec(arguments), (("connections", str(arguments.connections)), ("discard", "")))
     name, target = _place(arguments.mountpoint)
-    order = _mounting.Order({name: plan(spec)}, target, _options(arguments), allow_empty=True)
+    order = mount.Order({name: plan(spec)}, target, _options(arguments), allow_empty=True)
     trio.run(_serve, order, arguments.pidfile)
     return 0
 
@@ -122,18 +121,10 @@ def _options(arguments: argparse.Namespace) -> MountOptions:
     return options if options.mode is not None else replace(options, mode=0o444 if options.readonly else 0o666)
 
 
-async def _serve(order: _mounting.Order, pidfile: str | None) -> None:
-    async with _mounting.live(order) as (session, _):
+async def _serve(order: mount.Order, pidfile: str | None) -> None:
+    async with mount.mounted(order) as mounted:
         with supervise.pid_file(pidfile):
-            async with trio.open_nursery() as nursery:
-
-                async def stop() -> None:
-                    await session.stopped()
-                    nursery.cancel_scope.cancel()
-
-                nursery.start_soon(stop)
-                await session.ended.wait()
-                nursery.cancel_scope.cancel()
+            await mounted.over()
 
 
 def _uri(uri: Uri) -> Spec:

@@ -12,23 +12,20 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack
 
 import trio
 
-from nbdfs import libc, supervise
+from nbdfs import libc, live, logs, supervise
 from nbdfs.cli import _serving
-from nbdfs.cli._named import flush
 from nbdfs.cli._serving import Place, Service
-from nbdfs.cli.main import Parser, set_up_logging
+from nbdfs.cli.main import Parser
 from nbdfs.cli.serve import serve_exports
 from nbdfs.compat._nbdkit_names import FILTERS, PLUGINS, VARIANTS, Filter, Key, Plugin
 from nbdfs.errors import UsageError, UserError
-from nbdfs.export import Export
 from nbdfs.nbd.uri import Tcp, Uri
 from nbdfs.registry import nearest
 from nbdfs.spec import Segment, Spec
-from nbdfs.stack import Plan, open_stack, plan
+from nbdfs.stack import Plan, plan
 
 VERSION = "1.48.1"  # of nbdkit: the one whose command line this is
 
@@ -37,7 +34,7 @@ def run(argv: Sequence[str]) -> int:
     """Run the command line; give the exit status.  Raises UserError."""
     parser = _parser()
     arguments = parser.parse_intermixed_args(list(argv))
-    set_up_logging(2 if arguments.verbose else 0)
+    logs.set_up(2 if arguments.verbose else 0)
     if "data.AST=1" in arguments.debug:
         logging.getLogger("nbdfs.backends.data").addHandler(_DataTrees())
     if arguments.dump_config:
@@ -190,12 +187,6 @@ def _service(arguments: argparse.Namespace) -> Service:
 
 
 async def _serve(planned: Plan, what: Service, arguments: argparse.Namespace, ready: Callable[[], None]) -> int:
-    async with AsyncExitStack() as stack:
-        source = await stack.enter_async_context(open_stack(planned, readonly=arguments.readonly))
-        export = Export(arguments.exportname, source, str(planned))
-        try:
-            return await serve_exports(
-                what, [export], run=arguments.run, pidfile=arguments.pidfile, ready=ready, show=False
-            )
-        finally:
-            await flush({export.name: export})
+    async with live.opened(readonly=arguments.readonly, allow_empty=True) as exports:
+        await exports.open_all({arguments.exportname: planned})
+        return await serve_exports(what, exports, run=arguments.run, pidfile=arguments.pidfile, ready=ready, show=False)

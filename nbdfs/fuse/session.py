@@ -189,10 +189,15 @@ async def _stop(session: Session, plane: DataPlane) -> None:
 
 async def _detach(session: Session) -> None:
     log.info("%s is in use: detaching it", session.target)
-    for path, file in session.tree.paths():
+    paths = {file: path for path, file in session.tree.paths()}
+    for file in session.tree.files():
         if file.writers:
             try:
-                await trio.to_thread.run_sync(_write_back, os.path.join(session.target, path), abandon_on_cancel=True)
+                if file in paths:
+                    path = os.path.join(session.target, paths[file])
+                    await trio.to_thread.run_sync(_write_back, path, abandon_on_cancel=True)
+                else:
+                    await session.invalidate(file, 0, file.size)
             except OSError as error:
                 log.error("%s: %s", file.source.info.description, error)
     detach = partial(mounting.unmount, session.target, lazy=True)
@@ -207,12 +212,14 @@ def _write_back(path: str) -> None:
         os.close(descriptor)
 
 
-async def write_back(session: Session, path: str, offset: int, length: int) -> None:
-    """Have the kernel hand over what it holds dirty in a range of a mounted file."""
+async def write_back(session: Session, path: str, file: File, offset: int, length: int) -> None:
+    """Have the kernel hand over what it holds dirty in a range of a mounted file, which had this path when added."""
 
     def run() -> None:
         descriptor = os.open(os.path.join(session.target, path).rstrip("/"), os.O_RDONLY | os.O_CLOEXEC)
         try:
+            if os.fstat(descriptor).st_ino != file.inode:
+                raise FileNotFoundError(errno.ENOENT, "another file has the name now", path)
             if session.minor >= _HONEST_RANGE_SYNC:
                 libc.sync_file_range(descriptor, offset, length)
             else:
@@ -220,4 +227,7 @@ async def write_back(session: Session, path: str, offset: int, length: int) -> N
         finally:
             os.close(descriptor)
 
-    await trio.to_thread.run_sync(run, abandon_on_cancel=True)
+    try:
+        await trio.to_thread.run_sync(run, abandon_on_cancel=True)
+    except FileNotFoundError:
+        await session.invalidate(file, offset, length)  # a removed file has no path: writing back forgets the range too

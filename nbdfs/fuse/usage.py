@@ -13,7 +13,7 @@ import time
 
 import trio
 
-from nbdfs.checked import Checked
+from nbdfs.export import Export
 from nbdfs.fuse.barrier import Barrier
 from nbdfs.source import HOLE, Caps
 
@@ -25,12 +25,13 @@ _STEP = 1 << 40  # bytes asked about at once
 
 
 class Usage:
-    """The allocated size of one source."""
+    """The allocated size of one export."""
 
-    def __init__(self, source: Checked) -> None:
-        self._source = source
-        self._allocated = source.info.size
-        self._countable = Caps.EXTENTS in source.info.caps
+    def __init__(self, export: Export) -> None:
+        self._export = export
+        self._source = export.source
+        self._allocated = self._source.info.size
+        self._countable = Caps.EXTENTS in self._source.info.caps and not self._source.backing()
         self._stale = self._countable
         self._counting = False
         self._counted = -_EVERY
@@ -55,12 +56,15 @@ class Usage:
 
     async def count(self) -> None:
         """Add up the extents anew."""
+        if not self._countable:
+            return
         self._counting = True
         size = self._source.info.size
         holes = offset = 0
         self._stale = False
         try:
             with (
+                self._export.held(),
                 Barrier(f"counting what is allocated of {self._source.info.description}", self._failed),
                 trio.move_on_after(_SECONDS),
             ):

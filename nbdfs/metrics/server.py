@@ -15,13 +15,12 @@ from http import HTTPStatus
 import h11
 import trio
 
-from nbdfs.errors import UsageError
 from nbdfs.export import Export
 from nbdfs.metrics.families import families
 from nbdfs.metrics.text import CONTENT_TYPE
 from nbdfs.nbd.listen import Listener, is_public, listening
 from nbdfs.nbd.stream import WOULD_BLOCK, SocketStream
-from nbdfs.nbd.uri import Address, Tcp, Unix, Uri, socket_path
+from nbdfs.nbd.uri import Address, Tcp, Unix, Uri
 from nbdfs.nursery import serving_nursery
 
 log = logging.getLogger(__name__)
@@ -31,20 +30,6 @@ _TIMEOUT = 10.0  # seconds for a request and its answer
 _MOST_HEAD = 16 << 10  # bytes
 _ACCEPT_PAUSE = 0.1  # seconds, after descriptors have run out
 _POINTER = "nbdfs: figures for Prometheus are at /metrics\n"
-
-
-def parse_address(text: str) -> Address:
-    """HOST:PORT, [IPv6]:PORT or unix:/PATH.  Raises UsageError."""
-    if text.startswith("unix:"):
-        return Unix(socket_path(text.removeprefix("unix:")))
-    host, _, port = text.rpartition(":")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    elif ":" in host:
-        host = ""  # IPv6 without brackets: where the port begins cannot be told
-    if not host or not port.isdecimal() or int(port) > 65535:
-        raise UsageError(f"--metrics: '{text}' is no address: write HOST:PORT, [IPv6]:PORT or unix:/PATH")
-    return Tcp(host, int(port))
 
 
 @asynccontextmanager

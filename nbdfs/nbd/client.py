@@ -32,12 +32,13 @@ from nbdfs.nbd.replies import Request
 from nbdfs.nbd.tls import client_context
 from nbdfs.nbd.uri import Tcp, Uri
 from nbdfs.nursery import serving_nursery
-from nbdfs.source import ALLOCATION, Extent
+from nbdfs.source import ALLOCATION, Extent, Health
 
 log = logging.getLogger(__name__)
 
 _HANDSHAKE_TIMEOUT = 15.0  # seconds to connect and shake hands
 _FIRST_DELAY, _LONGEST_DELAY = 0.05, 2.0  # seconds between attempts in vain to reconnect; the first is made at once
+_STALLED = 5.0  # seconds without an answer that are worth telling
 _CHANGING = (nbd.CMD_WRITE, nbd.CMD_TRIM, nbd.CMD_WRITE_ZEROES)
 # What a source may have relied on since it was opened: a server that comes back must have it still.
 _KEPT_FLAGS = (nbd.FLAG_SEND_FLUSH | nbd.FLAG_SEND_FUA | nbd.FLAG_SEND_TRIM | nbd.FLAG_SEND_WRITE_ZEROES
@@ -185,6 +186,7 @@ class Client:
         self._ended: str = ""  # why there will be no connection any more
         self._doubtful: list[Request] = []
         self._polling = Polling()
+        self.reconnects = 0
 
     # Operations
 
@@ -223,6 +225,23 @@ class Client:
             extents.append(Extent(at, size, flags))
             at += size
         return extents
+
+    # How it fares
+
+    @property
+    def connections(self) -> int:
+        """How many connections are up."""
+        return sum(link.mux is not None and link.mux.lost is None for link in self._links)
+
+    def health(self) -> Health:
+        """Whether it is connected, and requests are answered."""
+        if self._ended:
+            return Health.FAILED
+        if not self.connections:
+            return Health.RECONNECTING
+        before = trio.current_time() - _STALLED
+        stalled = any(link.mux and link.mux.overdue(before) for link in self._links)
+        return Health.STALLED if stalled else Health.OK
 
     # Requests
 
@@ -320,7 +339,9 @@ class Client:
 
     async def _connect_again(self) -> Mux | None:
         try:
-            return await self._enter()
+            mux = await self._enter()
+            self.reconnects += 1
+            return mux
         except OSError as error:
             log.debug("%s: %s", self._target.name, error)
             if reason := await self._target.gone():

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from nbdfs.nbd.exports import facts_of
 from nbdfs.nbd.limits import OVERHEAD, Memory
 from nbdfs.nbd.operations import Operations
 from nbdfs.nbd.output import Output
@@ -124,14 +125,15 @@ class Connection:
         facts = handshake.export
         assert facts is not None
         export = self._server.exports.export(facts.name)
-        assert export is not None
+        if export is None or facts_of(export, facts.name) != facts:
+            raise ProtocolError(f"the export '{facts.name}' was removed or replaced during the handshake")
         log.info("%s: export '%s', %d bytes", self._stream.peer, facts.name, facts.size)
         self._machine = ServerTransmission(facts, handshake.agreed, handshake.transmission_flags(facts), self._input)
         self._operations = Operations(export, self._machine, self._output, self._limits.request)
         self._immediate = Caps.IMMEDIATE in export.source.info.caps and not export.before_access
         self._in_transmission = True
         ended: Exception | None = None
-        async with trio.open_nursery() as nursery:
+        async with export.client(), trio.open_nursery() as nursery:
             try:
                 with self._reading:
                     if not handshake.stopping:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 from nbdfs.export import Export
 from nbdfs.nbd.proto import constants as nbd
@@ -22,17 +22,30 @@ _FLAGS = {
 
 
 class ServedExports:
-    """Exports by name.
+    """Exports by name: the front end (`nbdfs.live.FrontEnd`) of a server.
 
-    A single export without a name is `called` so; a single one answers to the empty name too, and with `any_name` to
+    An export without a name is `called` so; a single one answers to the empty name too, and with `any_name` to
     every name, as nbdkit's plugins do.
     """
 
-    def __init__(self, exports: Iterable[Export], *, called: str = "", any_name: bool = False) -> None:
-        self._exports = {export.name: export for export in exports}
-        if called and list(self._exports) == [""]:
-            self._exports = {called: self._exports[""]}
+    def __init__(self, *, called: str = "", any_name: bool = False) -> None:
+        self._exports: dict[str, Export] = {}
+        self._called = called
         self._any_name = any_name
+
+    def check(self, name: str) -> None:
+        """Any name may come and go."""
+
+    async def show(self, export: Export, instead: Export | None = None) -> None:
+        self._exports[export.name or self._called] = export
+
+    async def hide(self, export: Export) -> None:
+        name = export.name or self._called
+        if self._exports.get(name) is export:
+            del self._exports[name]
+
+    def facts(self) -> Mapping[Export, Mapping[str, object]]:
+        return {}
 
     def names(self) -> list[tuple[str, str]]:
         return [(name, export.description) for name, export in self._exports.items()]

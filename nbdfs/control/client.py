@@ -1,0 +1,113 @@
+"""The other end of control sockets, for commands: blocking, and for a bounded time."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from nbdfs.control import place, protocol
+from nbdfs.control.protocol import Request, RequestError
+from nbdfs.errors import UsageError, UserError
+
+_CONNECT = 2.0  # seconds
+_REPLY = 150.0  # seconds: a little more than the other end takes at most
+_LOOK = 3.0  # seconds that a process gets to tell about itself
+_LONGEST_REPLY = 64 << 20  # bytes
+_MOST_THREADS = 32
+
+
+class Client:
+    """A connection to the control socket of one process."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises UserError if nobody answers there."""
+        self.path = path
+        try:
+            connection = place.connect(path, _CONNECT)
+        except OSError as error:
+            raise UserError(f"{path}: {error.strerror or error}") from error
+        if connection is None:
+            raise UserError(f"{path}: its process is gone")
+        self._socket = connection
+        self._received = bytearray()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._socket.close()
+
+    def call(self, method: str, seconds: float = _REPLY, **params: object) -> Any:
+        """The result of a method.  Raises what the other end does: UserError, UsageError."""
+        self._socket.settimeout(seconds)
+        try:
+            self._socket.sendall(Request(method, params, 1).encode())
+            return protocol.parse_reply(self._line())
+        except RequestError as error:
+            raise (UsageError if error.code == protocol.Code.USAGE else UserError)(str(error)) from None
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.path} does not answer: {error}") from error
+
+    def _line(self) -> bytes:
+        while (end := self._received.find(b"\n")) < 0:
+            data = self._socket.recv(1 << 20)
+            if not data or len(self._received) > _LONGEST_REPLY:
+                raise ConnectionError("it hung up" if not data else "its reply is too long")
+            self._received += data
+        line = bytes(self._received[:end])
+        del self._received[: end + 1]
+        return line
+
+
+@dataclass(frozen=True)
+class Process:
+    """What a process tells about itself, or why it does not: `facts` is then empty."""
+
+    path: Path
+    facts: dict[str, Any]
+    trouble: str = ""
+
+
+def processes(method: str = "about") -> list[Process]:
+    """Ask all processes of the user at once; dead ones are left out."""
+    paths = list(place.sockets())
+    with ThreadPoolExecutor(_MOST_THREADS) as threads:
+        return [found for found in threads.map(lambda path: _ask(path, method), paths) if found]
+
+
+def _ask(path: Path, method: str) -> Process | None:
+    try:
+        with Client(path) as client:
+            return Process(path, client.call(method, _LOOK))
+    except UserError as error:
+        return Process(path, {}, str(error)) if path.exists() else None
+
+
+def find(place: str) -> Client:
+    """A connection to the process behind a mounted file or directory, an NBD URI or a process id.  Raises UserError."""
+    return Client(find_process(place).path)
+
+
+def find_process(place: str, method: str = "about") -> Process:
+    """What that process tells about itself.  Raises UserError."""
+    found = processes(method)
+    names = _names(place)
+    for process in found:
+        facts = process.facts
+        if facts and names & {facts["target"], str(facts["pid"]), *facts["uris"]}:
+            return process
+    troubles = [process.trouble for process in found if process.trouble]
+    hint = f" ({troubles[0]})" if troubles else ": `nbdfs list` shows what there is"
+    raise UserError(f"no mount or server of yours is {place}{hint}")
+
+
+def _names(place: str) -> set[str]:
+    """What a process may call itself that the user calls `place`.  Looks at no mount, which might not answer."""
+    folder, name = os.path.split(place.rstrip("/") or "/")
+    return {place, os.path.join(os.path.realpath(folder or "."), name)}
