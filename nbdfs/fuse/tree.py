@@ -10,8 +10,8 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Iterator, Mapping
-from typing import TypeVar
+from collections.abc import Iterator
+from typing import NamedTuple, TypeVar
 
 from nbdfs.errors import SourceError
 from nbdfs.export import Export
@@ -20,6 +20,14 @@ from nbdfs.source import Caps
 
 ROOT = 1
 NodeT = TypeVar("NodeT", bound="Node")
+
+
+class Entry(NamedTuple):
+    """A name in a directory that the kernel may know: inode of the directory, inode it stands for, name."""
+
+    parent: int
+    inode: int
+    name: bytes
 
 
 class Node:
@@ -42,7 +50,7 @@ class Node:
 
 
 class File(Node):
-    """A regular file that is an export."""
+    """A regular file that is an export, which it holds as long as the tree or the kernel knows it."""
 
     kind = stat.S_IFREG
 
@@ -54,7 +62,7 @@ class File(Node):
         self.immediate = Caps.IMMEDIATE in export.source.info.caps
         self.eager = export.source.eager
         self.poller = export.source.poller()
-        self.usage = Usage(export.source)
+        self.usage = Usage(export)
         self.writers = 0  # open handles that can write: only then can the kernel hold dirty pages
         self.backing_id = 0  # of the kernel's passthrough while handles are open, else 0
         self.handles = 0
@@ -86,32 +94,25 @@ class Directory(Node):
         self.parent = parent or self
         self.children: dict[bytes, Node] = {}
 
+    def changed(self) -> None:
+        """An entry came or went."""
+        self.mtime = self.ctime = time.time_ns()
+
 
 class Tree:
-    """All nodes of a mount, by inode."""
+    """All nodes of a mount, by inode.
 
-    def __init__(self, uid: int, gid: int, mode: int | None = None) -> None:
+    The root is an empty directory at first, or with `covers_file` the file that is then added under the empty path.
+    """
+
+    def __init__(self, uid: int, gid: int, mode: int | None = None, *, covers_file: bool = False) -> None:
         self._uid = uid
         self._gid = gid
         self._mode = mode
         self._next = ROOT
         self._nodes: dict[int, Node] = {}
-
-    @classmethod
-    def single(cls, export: Export, uid: int, gid: int, mode: int | None = None) -> Tree:
-        """The tree whose root is a file."""
-        tree = cls(uid, gid, mode)
-        tree._new_file(export)
-        return tree
-
-    @classmethod
-    def directory(cls, exports: Mapping[str, Export], uid: int, gid: int, mode: int | None = None) -> Tree:
-        """The tree whose root is a directory; a `/` in a name makes directories."""
-        tree = cls(uid, gid, mode)
-        tree._new_directory(None)
-        for name, export in exports.items():
-            tree.add(name, export)
-        return tree
+        if not covers_file:
+            self._new_directory(None)
 
     def __getitem__(self, inode: int) -> Node:
         try:
@@ -157,6 +158,8 @@ class Tree:
 
     def add(self, path: str, export: Export) -> File:
         """Put a file at a relative path, making the directories it needs.  EEXIST if something is there."""
+        if not path and not self._nodes:
+            return self._new_file(export)
         *folders, name = (os.fsencode(part) for part in path.split("/"))
         at = self.folder(ROOT)
         for part in folders:
@@ -170,28 +173,40 @@ class Tree:
             raise SourceError(errno.EEXIST, f"'{path}' is already there")
         file = self._new_file(export)
         at.children[name] = file
-        at.mtime = at.ctime = time.time_ns()
+        at.changed()
         return file
 
-    def remove(self, path: str) -> tuple[File, list[tuple[int, bytes]]]:
-        """Take a file out, and the directories that become empty.
+    def replace(self, path: str, export: Export) -> tuple[File, Entry]:
+        """Put another file in the place of one; gives it, and the entry that the kernel must forget."""
+        trail = self._trail(path)
+        at, name = trail[-1]
+        old = self.lookup(at.inode, name)
+        file = at.children[name] = self._new_file(export)
+        at.changed()
+        self._unlink(old)
+        return file, Entry(at.inode, old.inode, name)
 
-        Gives the file and the entries (parent inode, name) the kernel must forget.
-        """
-        *folders, name = (os.fsencode(part) for part in path.split("/"))
-        trail = [self.folder(ROOT)]
-        for part in folders:
-            trail.append(self.folder(self.lookup(trail[-1].inode, part).inode))
-        file = self.lookup(trail[-1].inode, name)
-        if not isinstance(file, File):
-            raise SourceError(errno.EISDIR)
+    def remove(self, path: str) -> list[Entry]:
+        """Take a file out, and the directories that become empty.  Gives the entries that the kernel must forget."""
         gone = []
-        for at, entry in zip(reversed(trail), reversed([*folders, name]), strict=True):
-            gone.append((at.inode, entry))
-            self._unlink(at.children.pop(entry))
-            if at.children or at.inode == ROOT:
+        for at, name in reversed(self._trail(path)):
+            node = at.children.pop(name)
+            gone.append(Entry(at.inode, node.inode, name))
+            at.changed()
+            self._unlink(node)
+            if at.children:
                 break
-        return file, gone
+        return gone
+
+    def _trail(self, path: str) -> list[tuple[Directory, bytes]]:
+        """The directories that a path passes through, each with the name of the next step in it."""
+        trail = []
+        at: Node = self[ROOT]
+        for name in (os.fsencode(part) for part in path.split("/")):
+            folder = self.folder(at.inode)
+            trail.append((folder, name))
+            at = self.lookup(folder.inode, name)
+        return trail
 
     def forget(self, inode: int, count: int) -> None:
         """The kernel drops `count` of its references."""
@@ -205,15 +220,17 @@ class Tree:
         self._drop(node)
 
     def _drop(self, node: Node) -> None:
-        if not node.linked and node.lookups <= 0:
-            self._nodes.pop(node.inode, None)
+        if not node.linked and node.lookups <= 0 and node.inode in self._nodes:
+            del self._nodes[node.inode]
+            if isinstance(node, File):
+                node.export.release()
 
     def _new_file(self, export: Export) -> File:
         permissions = 0o600 if self._mode is None else self._mode
         if not export.source.writable:
             permissions &= ~0o222
-        file = File(self._next, export, permissions, self._uid, self._gid)
-        return self._enter(file)
+        export.hold()
+        return self._enter(File(self._next, export, permissions, self._uid, self._gid))
 
     def _new_directory(self, parent: Directory | None) -> Directory:
         readers = 0 if self._mode is None else self._mode & 0o444
