@@ -174,6 +174,18 @@ class Checked(Layer):
             raise self._failed(counter, error) from error
         counter.bytes += length
 
+    async def resize(self, size: int) -> None:
+        if not self.writable:
+            raise self._refusal(errno.EROFS, "is read-only")
+        if size <= 0 or size & self._mask:
+            raise self._refusal(errno.EINVAL, f"its size is a multiple of {self._mask + 1} bytes, and not 0")
+        try:
+            await self.below.resize(size)
+        except OSError as error:
+            raise self._failed(Counter(), error) from error
+        self._size = self.below.info.size
+        self.info = replace(self.info, size=self._size)
+
     def view(self, offset: int, length: int, *, writable: bool = False) -> memoryview | None:
         if (writable and not self.writable) or offset < 0 or length <= 0 or offset + length > self._size:
             return None

@@ -44,6 +44,7 @@ class Export:
     unused: trio.Event = field(default_factory=trio.Event)  # nobody holds it any more
     closed: trio.Event = field(default_factory=trio.Event)  # its source is closed
     _holds: int = 0
+    _settled: trio.Event | None = None  # set once its size is no longer being changed
 
     def hold(self) -> None:
         """Keep the source open until `release`."""
@@ -64,9 +65,25 @@ class Export:
         finally:
             self.release()
 
+    async def settled(self) -> None:
+        """Wait while the size is being changed.  No checkpoint if it is not."""
+        while self._settled:
+            await self._settled.wait()
+
+    @contextmanager
+    def unsettled(self) -> Iterator[None]:
+        """Change the size in the block: new users wait in `settled`."""
+        self._settled = event = trio.Event()
+        try:
+            yield
+        finally:
+            self._settled = None
+            event.set()
+
     @asynccontextmanager
     async def client(self) -> AsyncIterator[None]:
         """Serve a client of an NBD server for the block."""
+        await self.settled()
         self.clients += 1
         try:
             with self.held():

@@ -44,6 +44,12 @@ class FrontEnd(Protocol):
     async def hide(self, export: Export) -> None:
         """Take no new users for an export; those it has go on."""
 
+    def handles(self, export: Export) -> int:
+        """How many users have it open here, clients of servers left out."""
+
+    async def resized(self, export: Export) -> None:
+        """The size of an export has changed."""
+
     def facts(self) -> Mapping[Export, Facts]:
         """What is known here of the exports and their users, for `nbdfs list`."""
 
@@ -129,6 +135,33 @@ class Exports:
             await front_end.show(export, old)
         old.release()
         return export
+
+    async def resize(self, name: str, size: int, *, shrink: bool = False) -> Export:
+        """Change the size of an export, in bytes; `shrink` allows to cut off what is there.  Raises UserError."""
+        export = self[name]
+        source = export.source
+        if size < source.info.size and not shrink:
+            raise UserError(f"'{name}' has {source.info.size} bytes: what is beyond {size} would be lost (--shrink)")
+        await export.settled()
+        backing = source.backing()
+        if size < source.info.size or (backing and backing.fixed_size):
+            self._check_unused(export)
+        with export.unsettled():
+            try:
+                await source.resize(size)
+            except OSError as error:
+                raise UserError(f"cannot change the size of '{name}': {error}") from error
+            for front_end in self._front_ends:
+                await front_end.resized(export)
+        return export
+
+    def _check_unused(self, export: Export) -> None:
+        handles = sum(front_end.handles(export) for front_end in self._front_ends)
+        if handles or export.clients:
+            raise UserError(
+                f"'{export.name}' is in use ({handles} open, {export.clients} NBD clients): its size can be changed "
+                "only while nobody has it open"
+            )
 
     async def remove(self, name: str) -> Export:
         """Offer an export no more.  Its `closed` tells when its last user is gone.  Raises UserError."""

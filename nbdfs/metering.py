@@ -124,6 +124,10 @@ class Metered(Layer):
         with _Timed(self._figures["cache"], length):
             await self.below.cache(offset, length)
 
+    async def resize(self, size: int) -> None:
+        await self.below.resize(size)
+        self.info = replace(self.info, size=self.below.info.size)
+
     def view(self, offset: int, length: int, *, writable: bool = False) -> memoryview | None:
         view = self.below.view(offset, length, writable=writable)
         if view is not None:  # whoever takes it takes it for a request, one that did not wait

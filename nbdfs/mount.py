@@ -103,6 +103,16 @@ class Files:
                 await notices.deleted(self._session, entry)
             await notices.changed(self._session, ROOT)
 
+    def handles(self, export: Export) -> int:
+        return sum(file.handles for file in self._tree.files() if file.export is export)
+
+    async def resized(self, export: Export) -> None:
+        for path, file in self._tree.paths():
+            if file.export is export:
+                file.resized()
+                if self._session:
+                    await notices.resized(self._session, path, file)
+
     def facts(self) -> Mapping[Export, Facts]:
         return {
             file.export: {

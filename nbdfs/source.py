@@ -25,8 +25,6 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import NamedTuple, Self
 
-import trio
-
 from nbdfs.errors import SourceError
 
 ALLOCATION = "base:allocation"  # NBD metadata context: which parts are allocated, which read as zero
@@ -80,7 +78,7 @@ class BlockSize:
 
 @dataclass(frozen=True)
 class SourceInfo:
-    """The facts of an open source; they never change while it is open.
+    """The facts of an open source; while it is open only `Source.resize` changes one, the size.
 
     `size` is in bytes and is a multiple of `block.minimum`.  `identity` names the content
     (a UUID, an ETag, an info-hash) as the key of caches; empty where nothing names it.
@@ -131,6 +129,8 @@ class Source(abc.ABC):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        import trio  # half of a short command's start, and not needed by all of them
+
         with trio.move_on_after(CLOSE_TIMEOUT, shield=True):
             await self.aclose()
 
@@ -178,6 +178,14 @@ class Source(abc.ABC):
     async def cache(self, offset: int, length: int) -> None:
         """Fetch the range, so that a read of it need not wait."""
         raise self._unsupported("cache")
+
+    async def resize(self, size: int) -> None:
+        """Become `size` bytes long, which `info` then says: what is left keeps its content, what is new reads as zero.
+
+        A source may be grown under requests.  It is shrunk, and if its `backing` is of a fixed size grown, only
+        while there are none and nobody holds what `backing` gave.
+        """
+        raise self._unsupported("changing the size")
 
     def view(self, offset: int, length: int, *, writable: bool = False) -> memoryview | None:
         """The bytes themselves if they are in memory, else None.  Never waits.

@@ -18,6 +18,7 @@ import stat
 import struct
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Self, TypeVar
 
 import trio
@@ -209,6 +210,17 @@ class File(Source):
         if start < end:  # what another program has cut off is no hole: reading it fails
             found.append(Extent(start, end - start, 0))
         return found
+
+    async def resize(self, size: int) -> None:
+        if self._file.device:
+            raise SourceError(errno.ENOTSUP, "a block device has the size that it has", where=self._path)
+        await self._thread(lambda: self._truncate(size))
+        self.info = replace(self.info, size=size)
+
+    def _truncate(self, size: int) -> None:
+        if os.fstat(self._fd).st_size < self.info.size:
+            raise self._shrunk()
+        os.ftruncate(self._fd, size)
 
     async def cache(self, offset: int, length: int) -> None:
         await self._thread(lambda: os.posix_fadvise(self._fd, offset, length, os.POSIX_FADV_WILLNEED), abandon=True)

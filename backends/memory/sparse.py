@@ -33,6 +33,7 @@ _LARGEST_VIEW = 32 << 20
 _MOST_EXTENTS = 1024  # in one answer
 _ZEROES = memoryview(bytes(1 << 20))
 _ZERO_SLICE = 64 << 20  # bytes written before others get a turn
+_COPY_SLICE = 4 << 20  # bytes copied before others get a turn
 _MADV_POPULATE_READ = 22  # Linux 5.14
 
 
@@ -144,6 +145,25 @@ class Memory(Source):
             for at, step in pieces(start, size, len(_ZEROES)):
                 self._write(_ZEROES[:step], at)
             if start + size < offset + length:
+                await trio.lowlevel.checkpoint()
+
+    async def resize(self, size: int) -> None:
+        """The size of a sealed memfd is fixed for good, so the content moves to another one."""
+        async with Memory(size, locked=self._locked) as other:  # at the end this closes whichever memfd it has then
+            await self._copy_to(other)
+            for name in ("info", "_fd", "_map", "_pages", "_address", "_data", "_fits"):
+                ours, theirs = getattr(self, name), getattr(other, name)
+                setattr(self, name, theirs)
+                setattr(other, name, ours)
+
+    async def _copy_to(self, other: Memory) -> None:
+        end = min(self.info.size, other.info.size)
+        buffer = memoryview(bytearray(_COPY_SLICE))
+        data = ((first, min(last, end)) for first, last, is_data in data_runs(self._fd, 0, end) if is_data)
+        for first, last in data:
+            for at, size in pieces(first, last - first, _COPY_SLICE):
+                read_whole(self._fd, buffer[:size], at)
+                other._write(buffer[:size], at)
                 await trio.lowlevel.checkpoint()
 
     def _punch(self, offset: int, length: int) -> None:

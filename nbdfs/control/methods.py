@@ -38,6 +38,7 @@ class Controls:
             "about": Method(self.about),
             "list": Method(self.all),
             "add": Method(self.add, {"name": str, "spec": str}, {"replace": bool}),
+            "resize": Method(self.resize, {"name": str, "size": int}, {"shrink": bool}),
             "remove": Method(self.remove, {"name": str}, {"wait": float}),
         }
 
@@ -62,6 +63,9 @@ class Controls:
             change = self.exports.replace if replace else self.exports.add
             export = await change(name, planned)
         return _describe(export, {})
+
+    async def resize(self, name: str, size: int, shrink: bool = False) -> Facts:
+        return _describe(await self.exports.resize(name, size, shrink=shrink), {})
 
     async def remove(self, name: str, wait: float = 0.0) -> Facts:
         """Remove an export; `closed` tells whether its source is closed, for which there are `wait` seconds."""

@@ -121,6 +121,7 @@ class ControlPlane(pyfuse3.Operations):
 
     async def _truncate(self, file: File, size: int) -> bool:
         """Truncation to 0 clears the content; True if it did.  Any other change of size is refused."""
+        await file.export.settled()
         if size == file.size:
             return False
         if size:
@@ -174,6 +175,7 @@ class ControlPlane(pyfuse3.Operations):
         writes = flags & os.O_ACCMODE in _ACCESS_MODES
         if writes and not file.source.writable:
             raise SourceError(errno.EROFS)
+        await file.export.settled()
         reply = self._session.open_flags(file, flags)
         handle = self._new_handle(file, writes)
         self._opened[handle] = reply

@@ -14,7 +14,7 @@ import trio
 
 from nbdfs.fuse import wire
 from nbdfs.fuse.session import Session
-from nbdfs.fuse.tree import Entry
+from nbdfs.fuse.tree import Entry, File
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +35,15 @@ async def changed(session: Session, inode: int) -> None:
     """The attributes of an inode are no longer what the kernel was told."""
     body = wire.INVALIDATE_INODE.pack(inode, _ATTRIBUTES, 0)
     await _tell(session, wire.notification(wire.NOTIFY_INVALIDATE_INODE, body))
+
+
+async def resized(session: Session, path: str, file: File) -> None:
+    """A file has another size."""
+    await changed(session, file.inode)
+    if session.options.writeback:  # then the kernel trusts the size it knows: only who truncates can change it
+        where = os.path.join(session.target, path).rstrip("/")
+        with trio.move_on_after(_TIMEOUT, shield=True):
+            await trio.to_thread.run_sync(os.truncate, where, file.size, abandon_on_cancel=True)
 
 
 async def _tell(session: Session, message: bytes) -> None:

@@ -78,6 +78,11 @@ class File(Node):
         backing = self.source.backing()
         return os.fstat(backing.fd).st_mtime_ns if backing else 0
 
+    def resized(self) -> None:
+        """The size changed."""
+        self.size = self.source.info.size
+        self.touch()
+
     def touch(self) -> None:
         """The content changed."""
         self.mtime = self.ctime = time.time_ns()

@@ -23,12 +23,13 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from nbdfs.export import Export
 from nbdfs.nbd.exports import facts_of
 from nbdfs.nbd.limits import OVERHEAD, Memory
 from nbdfs.nbd.operations import Operations
 from nbdfs.nbd.output import Output
 from nbdfs.nbd.proto import constants as nbd
-from nbdfs.nbd.proto.events import Disconnect, ProtocolError, Refused, Request
+from nbdfs.nbd.proto.events import Disconnect, ExportFacts, ProtocolError, Refused, Request
 from nbdfs.nbd.proto.handshake import ServerHandshake, State
 from nbdfs.nbd.proto.input import Input
 from nbdfs.nbd.proto.transmission import ServerTransmission
@@ -125,15 +126,22 @@ class Connection:
         facts = handshake.export
         assert facts is not None
         export = self._server.exports.export(facts.name)
-        if export is None or facts_of(export, facts.name) != facts:
-            raise ProtocolError(f"the export '{facts.name}' was removed or replaced during the handshake")
-        log.info("%s: export '%s', %d bytes", self._stream.peer, facts.name, facts.size)
+        if export is None:
+            raise ProtocolError(f"the export '{facts.name}' was removed during the handshake")
+        async with export.client():
+            if facts_of(export, facts.name) != facts:
+                raise ProtocolError(f"the export '{facts.name}' was changed during the handshake")
+            log.info("%s: export '%s', %d bytes", self._stream.peer, facts.name, facts.size)
+            await self._answer_requests(export, facts)
+
+    async def _answer_requests(self, export: Export, facts: ExportFacts) -> None:
+        handshake = self._handshake
         self._machine = ServerTransmission(facts, handshake.agreed, handshake.transmission_flags(facts), self._input)
         self._operations = Operations(export, self._machine, self._output, self._limits.request)
         self._immediate = Caps.IMMEDIATE in export.source.info.caps and not export.before_access
         self._in_transmission = True
         ended: Exception | None = None
-        async with export.client(), trio.open_nursery() as nursery:
+        async with trio.open_nursery() as nursery:
             try:
                 with self._reading:
                     if not handshake.stopping:

@@ -44,6 +44,12 @@ class ServedExports:
         if self._exports.get(name) is export:
             del self._exports[name]
 
+    def handles(self, export: Export) -> int:
+        return 0
+
+    async def resized(self, export: Export) -> None:
+        """New clients are told; the protocol has no way to tell others."""
+
     def facts(self) -> Mapping[Export, Mapping[str, object]]:
         return {}
 
