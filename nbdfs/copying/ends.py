@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from typing import Protocol
 
 import trio
@@ -44,9 +45,17 @@ class DeviceInput:
         self._source = source
         self._planner = planner
         self._resident = resident
+        self._ready: deque[Piece] = deque()
+        self._lock = trio.Lock()  # held while a window is planned: the pieces stay in order
 
     async def next(self, buffer: memoryview) -> Piece | None:
-        return await self._planner.next()
+        while not self._ready:
+            async with self._lock:
+                if not self._ready:
+                    if not (window := await self._planner.window()):
+                        return None
+                    self._ready.extend(window)
+        return self._ready.popleft()
 
     async def read(self, offset: int, length: int, buffer: memoryview) -> memoryview:
         if self._resident and (view := self._source.view(offset, length)) is not None:

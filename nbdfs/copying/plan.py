@@ -6,13 +6,10 @@ import enum
 import logging
 from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
-import trio
-
-from nbdfs.checked import Checked
 from nbdfs.ranges import RangeSet, align_down, align_up, pieces
-from nbdfs.source import HOLE, ZERO, Caps, Extent
+from nbdfs.source import HOLE, ZERO, Caps, Extent, SourceInfo
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +36,17 @@ class Piece(NamedTuple):
     kind: Kind
 
 
+class Mapped(Protocol):
+    """What a plan is made from: an open source, or as much of one."""
+
+    @property
+    def info(self) -> SourceInfo: ...
+
+    async def extents(self, offset: int, length: int) -> list[Extent]: ...
+
+
 class Planner:
-    """Gives the pieces of a copy in order of their offsets, to many workers.
+    """Gives the pieces of a copy in order of their offsets, a window at a time.
 
     `step` is the longest piece of data, in bytes.  `align` is what the edges of data are rounded to, outwards.  With
     `extents` the source's holes are not read; `short_holes` reads those not worth a request of their own.  Ranges in
@@ -50,8 +56,8 @@ class Planner:
 
     def __init__(
         self,
-        source: Checked,
-        destination: Checked | None,
+        source: Mapped,
+        destination: Mapped | None,
         *,
         step: int,
         align: int = 1,
@@ -76,22 +82,12 @@ class Planner:
         self._allocated = allocated
         self._at = 0  # what lies before was planned
         self._window = _WINDOW
-        self._ready: deque[Piece] = deque()
-        self._lock = trio.Lock()  # held while extents are fetched: the pieces stay in order
 
-    async def next(self) -> Piece | None:
-        """The next piece, None at the end.  A checkpoint only if extents must be fetched."""
-        while not self._ready:
-            async with self._lock:
-                if not self._ready:
-                    if self._at >= self._size:
-                        return None
-                    self._ready.extend(await self._plan())
-        return self._ready.popleft()
-
-    async def _plan(self) -> list[Piece]:
-        """Plan the next window."""
+    async def window(self) -> list[Piece]:
+        """The pieces of the next window, none at the end.  One caller at a time."""
         start = self._at
+        if start >= self._size:
+            return []
         found = await self._source_extents(start)
         end = self._at = found[-1].offset + found[-1].length
         result: list[Piece] = []

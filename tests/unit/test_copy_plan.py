@@ -40,8 +40,8 @@ class Mapped(Source):
 
 async def plan_all(planner: Planner) -> list[Piece]:
     found = []
-    while piece := await planner.next():
-        found.append(piece)
+    while window := await planner.window():
+        found.extend(window)
     return found
 
 
