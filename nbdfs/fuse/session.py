@@ -33,7 +33,11 @@ log = logging.getLogger(__name__)
 _READY_TIMEOUT = 20.0  # seconds from mount to the kernel's INIT
 _STOP_TIMEOUT = 30.0  # seconds for everything after the block
 _GRACE = 3.0  # seconds that requests in flight get once the mount is detached
-_READ_AHEAD = 4096  # KiB, if we may set it
+# What the kernel is asked to do for a mount, where we may set it.  Data in memory is read ahead for the cost of a request
+# only; what comes from elsewhere needs more of it in flight.  Without a share of its own a FUSE mount may have 1 % of
+# the machine's dirty pages, and writers of mappings wait at every turn.
+_READ_AHEAD = {True: 512, False: 4096}  # KiB; by whether all data is in memory
+_DIRTY_SHARE = 50  # percent
 _MAX_BACKGROUND = 64
 _HONEST_RANGE_SYNC = 45  # protocol minor from which sync_file_range(2) really waits for FUSE writes (Linux 6.16 on)
 
@@ -99,6 +103,8 @@ class Session:
         if backing:
             return OpenFlag.PASSTHROUGH | OpenFlag.NOFLUSH, backing
         chosen = OpenFlag.KEEP_CACHE
+        if flags & os.O_ACCMODE == os.O_RDONLY:
+            chosen |= OpenFlag.NOFLUSH  # its close has nothing to make durable
         if flags & os.O_DIRECT and not self.options.writeback:
             chosen |= OpenFlag.DIRECT_IO | OpenFlag.PARALLEL_DIRECT_WRITES
         return chosen, 0
@@ -156,21 +162,24 @@ async def _come_up(session: Session) -> None:
     # makes the kernel throw its first answer away.
     await trio.to_thread.run_sync(os.stat, session.target, abandon_on_cancel=True)
     if not session.passthrough.enabled:
-        await trio.to_thread.run_sync(_raise_read_ahead, session.target)
+        await trio.to_thread.run_sync(_tune, session)
     if session.options.writeback and isinstance(session.tree[ROOT], File):
         # With a write-back cache the kernel trusts the size it knows, and for a root inode it knows 0.
         await trio.to_thread.run_sync(os.truncate, session.target, session.tree.file(ROOT).size)
 
 
-def _raise_read_ahead(target: str) -> None:
-    mount = mounting.find_mount(target)
+def _tune(session: Session) -> None:
+    """Set the kernel's read-ahead and its limit of dirty pages for this mount."""
+    mount = mounting.find_mount(session.target)
     if mount is None or not mounting.privileged():
         return
-    try:
-        with open(f"/sys/class/bdi/{mount.device}/read_ahead_kb", "w", encoding="ascii") as setting:
-            setting.write(str(_READ_AHEAD))
-    except OSError as error:
-        log.info("the kernel's read-ahead stays as it is: %s", error.strerror)
+    immediate = all(file.immediate for file in session.tree.files())
+    for name, value in (("read_ahead_kb", _READ_AHEAD[immediate]), ("max_ratio", _DIRTY_SHARE)):
+        try:
+            with open(f"/sys/class/bdi/{mount.device}/{name}", "w", encoding="ascii") as setting:
+                setting.write(str(value))
+        except OSError as error:
+            log.info("the kernel's %s of %s stays as it is: %s", name, session.target, error.strerror)
 
 
 async def _stop(session: Session, plane: DataPlane) -> None:
