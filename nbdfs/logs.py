@@ -94,25 +94,19 @@ class JournalHandler(logging.Handler):
     def __init__(self, path: str) -> None:
         super().__init__()
         self._path = path
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         try:
-            self._socket.connect(path)
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
+                probe.connect(path)
         except OSError as error:
-            self._socket.close()
             raise UserError(f"there is no journal ({path}: {error.strerror}): choose another --log-format") from error
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            self._send(_journal_message(self._fields(record)))
+            # By its name each time: a journal that was restarted has a new socket.
+            self._socket.sendto(_journal_message(self._fields(record)), self._path)
         except OSError as error:
             sys.stderr.write(f"nbdfs: {record.getMessage()} (the journal does not take it: {error.strerror})\n")
-
-    def _send(self, message: bytes) -> None:
-        try:
-            self._socket.send(message)
-        except (ConnectionError, FileNotFoundError):
-            self._socket.connect(self._path)  # a journal that was restarted has a new socket
-            self._socket.send(message)
 
     def _fields(self, record: logging.LogRecord) -> Mapping[str, str]:
         fields = {

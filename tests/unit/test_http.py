@@ -206,6 +206,7 @@ async def test_an_empty_file_opens(server: Served) -> None:
 async def test_logins(server: Served, path: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     key = tmp_path / "key"
     key.write_text("secret\n")
+    key.chmod(0o600)
     async with open_stack(spec(server, path, f",user=user,password=+{key}")) as source:
         assert await read(source, 5, 50) == CONTENT[5:55]
         assert await read(source, 6, 50) == CONTENT[6:56]

@@ -1,0 +1,168 @@
+"""The forms of the log, and the journal's protocol as another program reads it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import struct
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nbdfs import logs
+from nbdfs.cli.main import main
+from nbdfs.errors import UserError
+
+log = logging.getLogger("nbdfs.test")
+
+
+@pytest.fixture(autouse=True)
+def put_back() -> Iterator[None]:
+    """The tests change the root logger."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    for handler in root.handlers:
+        if handler not in handlers:
+            handler.close()
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+def test_text_in_a_file_is_one_stamped_line(tmp_path: Path) -> None:
+    file = tmp_path / "log"
+    logs.set_up(0, "text", str(file))
+    log.warning("a server sent %s", "two\nlines")
+    log.info("not worth a line without -v")
+    (line,) = file.read_text().splitlines()
+    assert line.endswith(r" nbdfs: a server sent two\nlines")
+    assert line[:4].isdigit()
+
+
+def test_json_is_one_object_a_line(tmp_path: Path) -> None:
+    file = tmp_path / "log"
+    logs.set_up(1, "json", str(file))
+    log.info("a %s", 'quoted "line"\nand more \udcff')
+    try:
+        raise ValueError("a fault of ours")
+    except ValueError:
+        log.exception("failed")
+    first, second = map(json.loads, file.read_text().splitlines())
+    assert (first["level"], first["logger"], first["pid"]) == ("info", "nbdfs.test", os.getpid())
+    assert first["message"] == 'a quoted "line"\nand more \udcff'
+    assert first["time"][10] == "T" and first["time"].endswith("Z")
+    assert "traceback" not in first
+    assert "ValueError: a fault of ours" in second["traceback"]
+
+
+def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot log to"):
+        logs.set_up(0, "text", str(tmp_path))
+
+
+def test_a_journal_and_a_file_exclude_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--log-format=journal", f"--log-file={tmp_path}/log", "memory:1M", str(tmp_path / "file")]
+    assert main(["mount", *words]) == 2
+    assert "the journal is no file" in capsys.readouterr().err
+
+
+# ---- the journal
+
+
+@pytest.fixture
+def journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    """What plays the journal: a datagram socket where nbdfs looks for it."""
+    path = str(tmp_path / "journal")
+    monkeypatch.setattr(logs, "_JOURNAL", path)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.bind(path)
+        sock.settimeout(30)
+        yield sock
+
+
+def fields_of(message: bytes) -> dict[str, bytes]:
+    """A message of the native protocol, read as its specification has it."""
+    fields = {}
+    while message:
+        line, _, rest = message.partition(b"\n")
+        name, equals, content = line.partition(b"=")
+        if not equals:
+            (length,) = struct.unpack_from("<Q", rest)
+            content, rest = rest[8 : 8 + length], rest[8 + length :]
+            assert rest.startswith(b"\n")
+            rest = rest[1:]
+        fields[name.decode()] = content
+        message = rest
+    return fields
+
+
+def test_the_journal_gets_fields(journal: socket.socket) -> None:
+    logs.set_up(0, "journal")
+    log.error("%s: the file has changed", "http://host/x")
+    fields = fields_of(journal.recv(1 << 16))
+    assert fields["MESSAGE"] == b"http://host/x: the file has changed"
+    assert (fields["PRIORITY"], fields["SYSLOG_IDENTIFIER"], fields["LOGGER"]) == (b"3", b"nbdfs", b"nbdfs.test")
+    assert fields["CODE_FUNC"] == b"test_the_journal_gets_fields"
+
+
+def test_lines_in_a_message_cannot_forge_a_field(journal: socket.socket) -> None:
+    logs.set_up(0, "journal")
+    log.warning("a server says: %s", "no\nPRIORITY=0\n")
+    fields = fields_of(journal.recv(1 << 16))
+    assert fields["PRIORITY"] == b"4"
+    assert fields["MESSAGE"] == b"a server says: no\nPRIORITY=0\n"
+
+
+def test_a_journal_that_was_restarted_is_found_again(
+    journal: socket.socket, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logs.set_up(0, "journal")
+    path = journal.getsockname()
+    journal.close()
+    log.warning("nobody listens")
+    assert "nbdfs: nobody listens (the journal does not take it" in capsys.readouterr().err
+    os.unlink(path)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as new:
+        new.bind(path)
+        new.settimeout(30)
+        log.warning("here again")
+        assert fields_of(new.recv(1 << 16))["MESSAGE"] == b"here again"
+
+
+def test_no_journal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(logs, "_JOURNAL", str(tmp_path / "none"))
+    with pytest.raises(UserError, match="there is no journal"):
+        logs.set_up(0, "journal")
+
+
+def test_standard_error_that_leads_to_the_journal_has_priorities(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "stderr"
+    with file.open("w") as stream, monkeypatch.context() as patched:
+        facts = os.fstat(stream.fileno())
+        saved = os.dup(2)
+        os.dup2(stream.fileno(), 2)
+        try:
+            patched.setenv("JOURNAL_STREAM", f"{facts.st_dev}:{facts.st_ino}")
+            patched.setattr(sys, "stderr", stream)
+            logs.set_up(1)
+            log.warning("careful")
+            log.info("by the way")
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+    assert file.read_text().splitlines() == ["<4>careful", "<6>by the way"]
+
+
+def test_a_stream_that_is_not_ours_gets_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("JOURNAL_STREAM", "1:2")
+    logs.set_up(0)
+    log.warning("careful")
+    assert capsys.readouterr().err == "nbdfs: careful\n"
