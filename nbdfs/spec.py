@@ -90,11 +90,16 @@ def fold_captives(words: Sequence[str]) -> list[str]:
         if word == "[":
             end = _closing(words, index)
             layers = folded.pop() if folded and folded[-1].endswith("::") else ""
-            word = layers + _FOLD.join(["[", *words[index + 1 : end], "]"])
+            word = layers + fold(words[index + 1 : end])
             index = end
         folded.append(word)
         index += 1
     return folded
+
+
+def fold(argv: Sequence[str]) -> str:
+    """The leaf, as one word that `parse` reads, that is the captive server `argv`."""
+    return _FOLD.join(["[", *argv, "]"])
 
 
 def _closing(words: Sequence[str], opening: int) -> int:

@@ -81,10 +81,9 @@ def _dispatch(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         print(_help())
         return 0 if words else 2
+    if words[0].partition("=")[0] == "--config":  # before the command too, since it is about all of them
+        words = _config_behind(words)
     name, *rest = words
-    if name == "--config" or name.startswith("--config="):  # before the command too, since it is about all of them
-        file, *rest = [name.partition("=")[2], *rest] if "=" in name else (rest or [""])
-        return _dispatch([*rest[:1], f"--config={file}", *rest[1:]])
     parser = parser_of(name)
     parsed = parser.parse_args(parser.prepare(rest))
     if parsed.config:
@@ -93,6 +92,14 @@ def _dispatch(words: list[str]) -> int:
         use_file(parsed.config)
     logs.set_up(parsed.verbose)
     return int(_load(name).run(parsed))
+
+
+def _config_behind(words: Sequence[str]) -> list[str]:
+    """The words with the option --config, which comes first, behind the command."""
+    option = [words[0]] if "=" in words[0] else list(words[:2])
+    if len(words) <= len(option):
+        raise UsageError("write nbdfs --config FILE COMMAND ...")
+    return [words[len(option)], *option, *words[len(option) + 1 :]]
 
 
 def parser_of(name: str) -> Parser:

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from nbdfs.config.files import use_file
 from nbdfs.source import read
 from nbdfs.stack import open_stack
 from tests import torrents
@@ -162,6 +163,24 @@ async def partitioned(folder: Path) -> AsyncIterator[Subject]:
 
 
 @asynccontextmanager
+async def configured(folder: Path) -> AsyncIterator[Subject]:
+    """A stack of a configuration file that rests on another one."""
+    (folder / "image").write_bytes(NOISE)
+    (folder / "nbdfs.toml").write_text(f"""
+        [stack.outer]
+        layers = [{{name = "offset", offset = "{SHORT % 4096}"}}]
+        leaf = "conf:inner"
+        [stack.inner]
+        leaf = {{name = "file", argument = "{folder}/image", lock = false}}
+    """)
+    use_file(str(folder / "nbdfs.toml"))
+    try:
+        yield Subject("conf:outer", NOISE[SHORT % 4096 :])
+    finally:
+        use_file("")
+
+
+@asynccontextmanager
 async def block_device(folder: Path) -> AsyncIterator[Subject]:
     """A loop device, which root can make."""
     if os.geteuid() != 0:
@@ -292,6 +311,7 @@ ROWS = [
     Row("offset", "middle", over_file("offset,offset=513,size=65s::{}", NOISE[:SHORT], slice(513, 513 + 65 * 512))),
     Row("offset", "rest", over_file("offset,offset=4k::{}", NOISE[:SHORT], slice(4096, None))),
     Row("partition", "gpt", partitioned),
+    Row("conf", "stack", configured),
     Row("readonly", "file", over_file("readonly::{}", NOISE[:SHORT])),
     Row("resize", "smaller", over_file("resize,size=50001::{}", NOISE[:SHORT], slice(50_001))),
     Row("resize", "larger", over_file("resize,round-up=64k::readonly::{}", NOISE[:SHORT], grown=131072)),

@@ -1,0 +1,1 @@
+"""The configuration file: stacks, mounts and servers under names."""
