@@ -15,13 +15,13 @@ CONSTRAINTS := $(CURDIR)/constraints.txt
 PYTEST := $(BIN)/python -m pytest
 
 RUN_PACKAGES := python3-venv python3-dev gcc libc6-dev pkg-config libfuse3-dev fuse3
-TEST_PACKAGES := acl aria2 busybox-static cpio cryptsetup-bin e2fsprogs fdisk file fio gdisk iproute2 jq kmod \
-	libnbd-bin lsof nbd-client nbd-server nbdkit nginx-light procps python3-libnbd qemu-system-x86 \
-	qemu-utils socat strace tmux transmission-cli util-linux xfsprogs xz-utils zstd
+TEST_PACKAGES := acl aria2 busybox-static cpio cryptsetup-bin e2fsprogs fdisk file fio fish gdisk iproute2 jq \
+	kmod libnbd-bin lsof man-db mandoc nbd-client nbd-server nbdkit nginx-light procps python3-libnbd qemu-system-x86 \
+	qemu-utils socat strace tmux transmission-cli util-linux xfsprogs xz-utils zsh zstd
 BENCH_PACKAGES := httpdirfs qemu-block-extra
 DEB_PACKAGES := debhelper dh-python dpkg-dev lintian python3-pip
 
-.PHONY: run test test-long test-guest venv lint types bench docs dist wheels deb clean \
+.PHONY: run test test-long test-guest venv lint types bench docs share dist wheels deb clean \
 	need-run-packages need-test-packages need-deb-packages
 
 run: need-run-packages $(BIN)/.run
@@ -59,7 +59,13 @@ bench: need-run-packages need-test-packages $(BIN)/.dev
 docs: $(BIN)/.dev
 	$(BIN)/python docs/generate.py
 
-dist: $(BIN)/.dev
+# Manual pages and completions, which a wheel carries too: packaging/share is the /usr/share of a package.
+share: $(BIN)/.dev
+	rm -rf packaging/share
+	$(BIN)/python packaging/manual.py packaging/share/man
+	$(BIN)/python packaging/completion.py packaging/share
+
+dist: share
 	rm -rf dist
 	PIP_CONSTRAINT=$(CONSTRAINTS) $(BIN)/python -m build --quiet
 
