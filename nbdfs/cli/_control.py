@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 
 from nbdfs.errors import UserError
 
-MOUNT_HELP = "the mounted file or directory; of a server its URI or process id"
+MOUNT_HELP = "the mounted file or directory; of a server its URI, its name in the configuration or process id"
 
 
 def add_mount(parser: argparse.ArgumentParser) -> None:

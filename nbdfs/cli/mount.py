@@ -1,5 +1,6 @@
 """Show a source as an ordinary file: cover FILE, or DIR with one file for each NAME=SPEC.
 
+NAME alone is a mount of the configuration, [mount.NAME]; at SIGHUP and `nbdfs reload` changes of its files are applied.
 FILE is created if it is not there, and removed again at the end.  The command stays in the foreground
 until it is stopped (Ctrl-C, SIGTERM) or FILE is unmounted; all is flushed then.
 """
@@ -17,7 +18,9 @@ import trio
 
 from nbdfs import mount, supervise, systemd
 from nbdfs.cli import _observing, _serving
+from nbdfs.cli._configured import from_configuration, is_name
 from nbdfs.cli._serving import Service
+from nbdfs.config.reload import reloading
 from nbdfs.control.methods import Controls
 from nbdfs.control.server import controlled
 from nbdfs.errors import UsageError
@@ -33,7 +36,8 @@ log = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("words", nargs="+", metavar="SPEC... FILE", help="SPEC FILE, or NAME=SPEC... DIR")
+    parser.set_defaults(configured="")
+    parser.add_argument("words", nargs="+", metavar="SPEC... FILE", help="SPEC FILE, or NAME=SPEC... DIR, or NAME")
     parser.add_argument("-o", "--options", action="append", default=[], metavar="OPTS", help=HELP)
     parser.add_argument("-r", "--readonly", action="store_true", help="let nobody write")
     _serving.add_listen_arguments(parser)
@@ -45,6 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if is_name(arguments.words):
+        arguments = from_configuration("mount", arguments.words[0], arguments)
     if len(arguments.words) < 2:
         raise UsageError("write the source first, then the file it shall cover: nbdfs mount SPEC FILE")
     *specs, target = arguments.words
@@ -71,7 +77,9 @@ async def _serve(order: Order, service: Service, arguments: argparse.Namespace, 
             for uri in uris:
                 print(uri, flush=True)
         await stack.enter_async_context(_observing.live_metrics(arguments.metrics, exports))
-        await stack.enter_async_context(controlled(Controls(exports, "mount", session.target, uris).methods()))
+        more = await stack.enter_async_context(reloading(arguments.configured, exports))
+        controls = Controls(exports, "mount", session.target, uris, name=arguments.configured)
+        await stack.enter_async_context(controlled({**controls.methods(), **more}))
         ready()
         async with systemd.service(partial(activity, exports)):
             await mounted.over()

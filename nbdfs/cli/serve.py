@@ -1,5 +1,7 @@
 """Serve a source over NBD: SPEC as the default export, or any number of NAME=SPEC.
 
+NAME alone, where there is no such file, is a server of the configuration, [serve.NAME]; at SIGHUP and `nbdfs reload`
+changes of its files are applied.
 Without an address it listens on localhost, port 10809, or on the sockets that systemd hands over.  The URI at
 which it is reached is printed.  It stays in the foreground until it is stopped (Ctrl-C, SIGTERM).
 """
@@ -16,7 +18,9 @@ import trio
 
 from nbdfs import live, supervise, systemd
 from nbdfs.cli import _observing, _serving
+from nbdfs.cli._configured import from_configuration, is_name
 from nbdfs.cli._serving import Place, Service
+from nbdfs.config.reload import reloading
 from nbdfs.control.methods import Controls
 from nbdfs.control.server import controlled
 from nbdfs.errors import UsageError
@@ -34,7 +38,8 @@ Stopped = Callable[[], Awaitable[None]]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("specs", nargs="+", metavar="SPEC", help="SPEC, or NAME=SPEC for several exports")
+    parser.set_defaults(configured="")
+    parser.add_argument("specs", nargs="+", metavar="SPEC", help="SPEC, or NAME=SPEC for several exports, or NAME")
     parser.add_argument("-r", "--readonly", action="store_true", help="let nobody write")
     parser.add_argument(
         "-U", "--unix", action="append", default=[], metavar="SOCKET", help="a Unix socket, - for a private one"
@@ -53,6 +58,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if is_name(arguments.specs) and not os.path.exists(arguments.specs[0]):
+        arguments = from_configuration("serve", arguments.specs[0], arguments)
     plans = named_plans(arguments.specs)
     what = _serving.service(arguments, _place(arguments))
     _observing.set_up_log(arguments)
@@ -82,7 +89,9 @@ async def _serve(
     ) as exports:
         await exports.open_all(plans)
         async with _observing.live_metrics(arguments.metrics, exports):
-            return await serve_exports(what, exports, run=arguments.run, pidfile=arguments.pidfile, ready=ready)
+            return await serve_exports(
+                what, exports, run=arguments.run, pidfile=arguments.pidfile, ready=ready, name=arguments.configured
+            )
 
 
 async def serve_exports(
@@ -93,15 +102,23 @@ async def serve_exports(
     pidfile: str | None = None,
     ready: Callable[[], None] = lambda: None,
     show: bool = True,
+    name: str = "",
 ) -> int:
-    """Serve until stopped, until the client on standard input leaves, or until `run` ends; give the exit status."""
+    """Serve until stopped, until the client on standard input leaves, or until `run` ends; give the exit status.
+
+    `name` is that of the server in the configuration, if it comes from there.
+    """
     async with _serving.live_server(what, exports) as (server, uris):
         with supervise.pid_file(pidfile), supervise.stop_requests() as stopped:
             if show and not run:
                 for uri in uris:
                     print(uri, flush=True)
-            controls = Controls(exports, "serve", uris=uris)
-            async with controlled(controls.methods()), systemd.service(partial(activity, exports)):
+            controls = Controls(exports, "serve", uris=uris, name=name)
+            async with (
+                reloading(name, exports) as more,
+                controlled({**controls.methods(), **more}),
+                systemd.service(partial(activity, exports)),
+            ):
                 ready()
                 if run:
                     return await _run(run, uris[0], stopped)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from nbdfs.config.reader import Document, Path
 from nbdfs.config.stacks import check_keys, spec_text
 from nbdfs.errors import UsageError
-from nbdfs.names import check_free, check_name
+from nbdfs.names import check_free, specs_by_name
 
 if TYPE_CHECKING:
     from nbdfs.cli.main import Parser
@@ -92,7 +92,7 @@ def _files(document: Document, path: Path, given: Mapping[str, Any]) -> dict[str
     for name, value in given.get("files", {}).items():
         here = (*path, "files", name)
         try:
-            check_name(name)
+            _check_file_name(name)
             check_free(name, files)
         except UsageError as error:
             document.blame(here, str(error))
@@ -100,6 +100,12 @@ def _files(document: Document, path: Path, given: Mapping[str, Any]) -> dict[str
     if not files and "files" in given:
         document.blame((*path, "files"), "'files' is empty: write NAME = \"SPEC\"")
     return files
+
+
+def _check_file_name(name: str) -> None:
+    """Raise UsageError for a name that cannot stand before the `=` of NAME=SPEC."""
+    if list(specs_by_name([f"{name}=SPEC"])) != [name] or name.startswith("."):
+        raise UsageError(f"the name {name!r} has a = or begins with a dot")
 
 
 def _target(document: Document, path: Path, given: Mapping[str, Any]) -> str:

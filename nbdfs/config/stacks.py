@@ -11,6 +11,7 @@ from nbdfs import registry, spec
 from nbdfs.config.reader import Document, Path
 from nbdfs.errors import UsageError
 from nbdfs.registry import SPEC, nearest
+from nbdfs.relocate import absolute
 from nbdfs.secret import Secret
 from nbdfs.spec import Segment
 from nbdfs.stack import Plan, plan
@@ -80,14 +81,17 @@ def spec_text(document: Document, path: Path, value: object) -> str:
 
 
 def checked_text(document: Document, path: Path, text: str) -> str:
-    """`text` if every name and option of the spec is known, else empty, which is noted."""
+    """A spec whose names and options are all known, else empty, which is noted.
+
+    Relative paths in it are relative to the folder of the file.
+    """
     try:
         for planned in plans(plan(text)):
             _look_at_secrets(document, path, planned)
     except UsageError as error:
         document.blame(path, str(error))
         return ""
-    return text
+    return absolute(text, os.path.dirname(document.file))
 
 
 def plans(planned: Plan) -> Iterator[Plan]:

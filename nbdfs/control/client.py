@@ -90,7 +90,10 @@ def _ask(path: Path, method: str) -> Process | None:
 
 
 def find(place: str) -> Client:
-    """A connection to the process behind a mounted file or directory, an NBD URI or a process id.  Raises UserError."""
+    """A connection to the process of a mounted path, an NBD URI, a name of the configuration or a process id.
+
+    Raises UserError.
+    """
     return Client(find_process(place).path)
 
 
@@ -100,7 +103,7 @@ def find_process(place: str, method: str = "about") -> Process:
     names = _names(place)
     for process in found:
         facts = process.facts
-        if facts and names & {facts["target"], str(facts["pid"]), *facts["uris"]}:
+        if facts and names & {facts["target"], facts["name"], str(facts["pid"]), *facts["uris"]}:
             return process
     troubles = [process.trouble for process in found if process.trouble]
     hint = f" ({troubles[0]})" if troubles else ": `nbdfs list` shows what there is"

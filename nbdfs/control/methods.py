@@ -25,12 +25,16 @@ _LONGEST_WAIT = 100.0  # seconds: less than a request may take
 
 @dataclass
 class Controls:
-    """A process with exports, as others see it: the covered path (`target`) and the URIs it is served at."""
+    """A process with exports, as others see it: the covered path (`target`) and the URIs it is served at.
+
+    `name` is what a configuration calls it.
+    """
 
     exports: Exports
     kind: str
     target: str = ""
     uris: Sequence[Uri] = ()
+    name: str = ""
     since: float = field(default_factory=time.time)
 
     def methods(self) -> Mapping[str, Method]:
@@ -47,6 +51,7 @@ class Controls:
             "pid": os.getpid(),
             "kind": self.kind,
             "target": self.target,
+            "name": self.name,
             "uris": list(dict.fromkeys(str(uri.with_export("")) for uri in self.uris)),
             "since": self.since,
         }

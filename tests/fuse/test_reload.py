@@ -1,0 +1,217 @@
+"""Mounts and servers of a configuration: they come up by name, and follow changes of the file without a restart."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.mounts import SECONDS, Mounter, nbdfs, wait_until
+from tests.tools import complaint
+
+MIB = 1 << 20
+
+
+class Configured:
+    """A configuration file in a folder of the user who mounts, and processes that use it."""
+
+    def __init__(self, mount: Mounter) -> None:
+        self.mount = mount
+        self.folder = mount.folder
+        self.path = mount.folder / "nbdfs.toml"
+        self.started: list[subprocess.Popen[str]] = []
+
+    def write(self, text: str) -> None:
+        """Replace the file at once, as editors do; {} stands for the folder."""
+        fresh = self.path.with_suffix(".new")
+
+        def run() -> None:
+            fresh.write_text(text.replace("{}", str(self.folder)))
+            fresh.replace(self.path)
+
+        self.mount.do(run)
+
+    def words(self, *words: str) -> list[str]:
+        return [*self.mount.prefix, *nbdfs("--config", str(self.path), *words)]
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            self.words(*words), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=self.folder
+        )
+        self.started.append(process)
+        return process
+
+    def start_up(self, *words: str) -> subprocess.Popen[str]:
+        """Start a command that says by its PID file that it is up."""
+        pids = self.folder / f"pid.{len(self.started)}"
+        process = self.start(*words, "-P", str(pids))
+        wait_until(lambda: pids.exists() or process.poll() is not None, f"nbdfs {words}")
+        assert process.poll() is None, process.communicate()[1]
+        return process
+
+    def run(self, *words: str, status: int = 0) -> str:
+        """What a command says."""
+        done = subprocess.run(self.words(*words), text=True, capture_output=True, timeout=SECONDS, cwd=self.folder)
+        assert done.returncode == status, done.stderr
+        return done.stdout if status == 0 else done.stderr
+
+    def names(self) -> set[str]:
+        return self.mount.do(lambda: set(os.listdir(self.folder / "disks")))
+
+    def end(self) -> None:
+        for process in self.started:
+            if process.poll() is None:
+                process.terminate()
+            process.communicate(timeout=SECONDS)
+
+
+@pytest.fixture
+def configured(mount_data_plane: Mounter) -> Iterator[Configured]:
+    yield from _configured(mount_data_plane)
+
+
+@pytest.fixture
+def configured_each_way(mount: Mounter) -> Iterator[Configured]:
+    yield from _configured(mount)
+
+
+def _configured(mount: Mounter) -> Iterator[Configured]:
+    made = Configured(mount)
+    mount.do(lambda: (mount.folder / "disks").mkdir())
+    try:
+        yield made
+    finally:
+        made.end()
+
+
+DISKS = """
+[stack.base]
+spec = "memory:1M"
+[mount.disks]
+target = "{}/disks"
+[mount.disks.files]
+kept = "memory:1M"
+gone = "memory:1M"
+changed = "zero:1M"
+stack = "conf:base"
+"vm/root" = "memory:1M"
+"""
+AFTER = """
+[stack.base]
+spec = "memory:3M"
+[mount.disks]
+target = "{}/disks"
+[mount.disks.files]
+kept = "memory:1M"
+changed = "ones:2M"
+stack = "conf:base"
+vm = "memory:4M"
+"""
+
+
+def test_changes_are_applied_and_nothing_else_is_touched(configured_each_way: Configured) -> None:
+    configured = configured_each_way
+    configured.write(DISKS)
+    configured.start_up("mount", "disks")
+    disks, mount = configured.folder / "disks", configured.mount
+    assert configured.names() == {"kept", "gone", "changed", "stack", "vm"}
+    mount.do(lambda: (disks / "kept").write_bytes(b"kept as it is"))
+    inode = mount.do(lambda: (disks / "kept").stat().st_ino)
+    configured.run("add", str(disks), "by-hand=memory:5M")
+
+    with mount.do(lambda: (disks / "gone").open("r+b", buffering=0)) as still_open:
+        mount.do(lambda: still_open.write(b"in use"))
+        configured.write(AFTER)
+        said = configured.run("reload", "disks")
+        assert said == "disks: added vm; removed gone, vm/root; replaced changed, stack\n"
+        assert mount.do(lambda: os.pread(still_open.fileno(), 6, 0)) == b"in use"
+
+    sizes = mount.do(lambda: {name: (disks / name).stat().st_size // MIB for name in os.listdir(disks)})
+    assert sizes == {"kept": 1, "changed": 2, "stack": 3, "vm": 4, "by-hand": 5}
+    assert mount.do(lambda: (disks / "kept").read_bytes()[:13]) == b"kept as it is"
+    assert mount.do(lambda: (disks / "kept").stat().st_ino) == inode
+    assert mount.do(lambda: (disks / "changed").read_bytes()[:1]) == b"\xff"
+    assert configured.run("reload").endswith(": nothing to change\n")
+
+
+def test_a_signal_reloads(configured: Configured) -> None:
+    configured.write(DISKS)
+    process = configured.start_up("mount", "disks")
+    configured.write(AFTER)
+    process.send_signal(signal.SIGHUP)
+    wait_until(lambda: "gone" not in configured.names(), "the reload")
+    assert process.poll() is None
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        (DISKS + "more = \n", "nbdfs.toml:12: not TOML: invalid value"),
+        (AFTER.replace("ones", "once"), "there is no source or layer 'once'; did you mean 'ones'?"),
+        ("[mount.disk]\ntarget = '/x'\nsource = 'zero:1'", "there is no mount or server 'disks'; did you mean 'disk'?"),
+    ],
+)
+def test_a_wrong_file_changes_nothing(configured: Configured, text: str, message: str) -> None:
+    configured.write(DISKS)
+    process = configured.start_up("mount", "disks")
+    configured.write(text)
+    assert message in configured.run("reload", "disks", status=2)
+    process.send_signal(signal.SIGHUP)
+    assert configured.names() == {"kept", "gone", "changed", "stack", "vm"}
+    configured.write(DISKS)
+    assert configured.run("reload", "disks") == "disks: nothing to change\n"
+    process.terminate()
+    said = process.communicate(timeout=SECONDS)[1]
+    assert process.returncode == 0
+    assert "reload: nothing is changed: " in said
+
+
+def test_a_source_that_cannot_be_opened_holds_up_no_other(configured: Configured) -> None:
+    configured.write(DISKS)
+    configured.start_up("mount", "disks")
+    configured.write(AFTER.replace('kept = "memory:1M"', 'kept = "memory:1M"\nbad = "{}/no-such-image"'))
+    said = configured.run("reload", "disks", status=1)
+    assert "added vm;" in said
+    assert "; bad: cannot open " in said
+    configured.mount.do(lambda: (configured.folder / "no-such-image").write_bytes(bytes(MIB)))
+    assert configured.run("reload", "disks") == "disks: added bad\n"
+
+
+def test_what_is_not_about_files_has_to_wait(configured: Configured) -> None:
+    configured.write(DISKS)
+    configured.start_up("mount", "disks")
+    configured.write(DISKS.replace("[mount.disks.files]", "readonly = true\n[mount.disks.files]"))
+    assert "nothing to change; what is not about files takes effect at the next start" in configured.run(
+        "reload", "disks", status=1
+    )
+
+
+def test_options_of_the_command_line_come_before_those_of_the_file(configured: Configured) -> None:
+    configured.write('[mount.one]\ntarget = "{}/one.img"\nsource = "memory:1M"\noptions = "mode=0640"\n')
+    configured.start_up("mount", "-r", "one")
+    mode = configured.mount.do(lambda: (configured.folder / "one.img").stat().st_mode & 0o777)
+    assert mode == 0o440
+
+
+def test_a_server_of_the_file(configured: Configured) -> None:
+    text = '[serve.all]\nunix = ["{}/socket"]\n[serve.all.files]\na = "memory:1M"\n'
+    configured.write(text)
+    configured.start_up("serve", "all")
+    uri = f"nbd+unix:///{{}}?socket={configured.folder}/socket"
+    assert configured.run("info", "--size", uri.format("a")) == f"{MIB}\n"
+    configured.write(text.replace("a =", "b ="))
+    assert configured.run("reload", "all") == "all: added b; removed a\n"
+    assert configured.run("info", "--size", uri.format("b")) == f"{MIB}\n"
+    configured.run("info", "--size", uri.format("a"), status=1)
+
+
+def test_names_that_are_none(tmp_path: Path) -> None:
+    path = tmp_path / "nbdfs.toml"
+    path.write_text('[serve.all]\nsource = "memory:1M"\n[mount.x]\ntarget = "/x"\nsource = "zero:1"\n')
+    assert "there is no mount or server 'y'" in complaint("--config", path, "mount", "y", status=2)
+    assert "[serve.all] is for nbdfs serve all" in complaint("--config", path, "mount", "all", status=2)
+    assert "[mount.x] is for nbdfs mount x" in complaint("--config", path, "serve", "x", status=2)
