@@ -67,7 +67,7 @@ class Export:
 
     async def settled(self) -> None:
         """Wait while the size is being changed.  No checkpoint if it is not."""
-        while self._settled:
+        while self._settled is not None:
             await self._settled.wait()
 
     @contextmanager

@@ -129,7 +129,7 @@ class Connection:
         if export is None:
             raise ProtocolError(f"the export '{facts.name}' was removed during the handshake")
         async with export.client():
-            if facts_of(export, facts.name) != facts:
+            if export.removed or facts_of(export, facts.name) != facts:
                 raise ProtocolError(f"the export '{facts.name}' was changed during the handshake")
             log.info("%s: export '%s', %d bytes", self._stream.peer, facts.name, facts.size)
             await self._answer_requests(export, facts)

@@ -1,0 +1,213 @@
+"""The control socket: what goes over it, who may use it, and what is left of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import stat
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nbdfs.control import place, protocol
+from nbdfs.control.client import Client, Process, processes
+from nbdfs.control.protocol import LONGEST_REQUEST, Request, RequestError, parse_reply, parse_request
+from nbdfs.control.rates import rows
+from nbdfs.control.server import Method, controlled
+from nbdfs.errors import UsageError, UserError
+from nbdfs.secret import Secret, far_away
+from tests.mounts import NOBODY
+
+TIMEOUT = 30  # seconds
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=10,
+)
+
+
+@given(st.binary() | JSON.map(lambda value: json.dumps(value).encode()))
+def test_any_line_is_a_request_or_refused(line: bytes) -> None:
+    try:
+        request = parse_request(line)
+    except RequestError as error:
+        assert parse_error(protocol.failure(None, error)) == (error.code, str(error))
+    else:
+        assert isinstance(request.params, dict)
+
+
+def parse_error(line: bytes) -> tuple[int, str]:
+    with pytest.raises(RequestError) as error:
+        parse_reply(line)
+    return error.value.code, str(error.value)
+
+
+@given(st.text(), st.dictionaries(st.text(), JSON), st.none() | st.integers() | st.text())
+def test_requests_and_results_come_back_as_they_were(method: str, params: dict[str, object], number: int | str) -> None:
+    request = Request(method, params, number)
+    line = request.encode()
+    assert line.count(b"\n") == 1
+    assert parse_request(line) == request
+    assert parse_reply(protocol.result(request, params)) == params
+
+
+@pytest.mark.parametrize("line", [b"", b"{}", b"[]", b'{"error": 1}', b'{"error": {"code": "x"}}', b"\xff"])
+def test_what_is_no_reply(line: bytes) -> None:
+    with pytest.raises(ValueError):
+        parse_reply(line)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    found = tmp_path / "nbdfs"
+    monkeypatch.setattr(place, "folders", lambda: [found])
+    return found
+
+
+async def echo(text: str) -> str:
+    return text
+
+
+async def fail(usage: bool = False) -> None:
+    raise (UsageError if usage else UserError)("it cannot be done")
+
+
+async def crash() -> None:
+    raise ZeroDivisionError
+
+
+METHODS = {
+    "echo": Method(echo, {"text": str}),
+    "fail": Method(fail, options={"usage": bool}),
+    "crash": Method(crash),
+}
+
+
+@asynccontextmanager
+async def served(folder: Path) -> AsyncIterator[Path]:
+    with trio.fail_after(TIMEOUT):
+        async with controlled(METHODS):
+            yield folder / f"{os.getpid()}.sock"
+        assert list(folder.iterdir()) == []
+
+
+async def test_calls(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def use(path: Path) -> None:
+        with Client(path) as client:
+            for text in ("hello", "x" * (LONGEST_REQUEST - 200), "ü\n\0"):
+                assert client.call("echo", text=text) == text
+            with pytest.raises(UserError, match=r"^it cannot be done$"):
+                client.call("fail")
+            with pytest.raises(UsageError, match=r"^it cannot be done$"):
+                client.call("fail", usage=True)
+            with pytest.raises(UserError, match="internal error"):
+                client.call("crash")
+            assert client.call("echo", text="still there") == "still there"
+
+    async with served(folder) as path:
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        await trio.to_thread.run_sync(use, path)
+    assert "ZeroDivisionError" in caplog.text
+
+
+async def test_the_socket_of_a_dead_process_is_replaced_and_forgotten(folder: Path) -> None:
+    folder.mkdir(0o700)
+    dead, other = folder / f"{os.getpid()}.sock", folder / "1.sock"
+    for path in (dead, other):
+        with socket.socket(socket.AF_UNIX) as left:
+            left.bind(str(path))
+    async with served(folder) as path:
+        found = await trio.to_thread.run_sync(processes, "echo")
+        assert [process.path for process in found] == [path]
+        assert "the parameter text is missing" in found[0].trouble
+        assert not other.exists()
+
+
+@pytest.mark.parametrize("wrong", ["open to others", "a link", "a file"])
+async def test_without_a_folder_of_ones_own_there_is_no_socket(
+    folder: Path, wrong: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    if wrong == "a link":
+        (folder.parent / "elsewhere").mkdir(0o700)
+        folder.symlink_to(folder.parent / "elsewhere")
+    elif wrong == "a file":
+        folder.write_text("")
+    else:
+        folder.mkdir()
+        folder.chmod(0o755)
+    async with controlled(METHODS):
+        assert list(place.sockets()) == []
+    assert "no control socket" in caplog.text
+
+
+# Calls a method at a socket and prints what comes back.
+_CALLER = """
+import socket, sys
+with socket.socket(socket.AF_UNIX) as connection:
+    connection.connect(sys.argv[1])
+    connection.sendall(b'{"method": "echo", "params": {"text": "hello"}}\\n')
+    print(connection.makefile().readline())
+"""
+
+
+@pytest.mark.root
+async def test_another_user_is_refused(folder: Path, nobody_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even if the file system would let them."""
+    nobody_path.chmod(0o755)
+    monkeypatch.setattr(place, "folders", lambda: [nobody_path / "nbdfs"])
+    with trio.fail_after(TIMEOUT):
+        async with controlled(METHODS):
+            (nobody_path / "nbdfs").chmod(0o777)
+            path = nobody_path / "nbdfs" / f"{os.getpid()}.sock"
+            path.chmod(0o777)
+            for user, answer in ((NOBODY, "only user 0 and root may control this process"), (0, "hello")):
+                command = ["setpriv", f"--reuid={user}", "--clear-groups", "/usr/bin/python3", "-c", _CALLER, str(path)]
+                done = await trio.run_process(command, capture_stdout=True)
+                assert answer in done.stdout.decode()
+
+
+def test_nobody_is_asked_for_a_secret_at_the_terminal_of_another_process() -> None:
+    for text in ("-", "-0"):
+        with far_away(), pytest.raises(UserError, match=r"cannot ask you: use \+FILE"):
+            Secret(text).read()
+
+
+def test_a_process_that_does_not_answer_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nbdfs.control.client._LOOK", 0.2)
+    folder.mkdir(0o700)
+    with socket.socket(socket.AF_UNIX) as stuck:
+        stuck.bind(str(folder / "1.sock"))
+        stuck.listen()
+        (process,) = processes()
+        assert "1.sock does not answer" in process.trouble
+        assert process.facts == {}
+
+
+def test_rates_are_what_was_done_in_the_time_between() -> None:
+    def look(now: float, exports: dict[str, tuple[int, int, bool]]) -> list[Process]:
+        listed = [
+            {
+                "name": name,
+                "state": "idle",
+                "passthrough": passthrough,
+                "read": {"bytes": read},
+                "write": {"bytes": written},
+            }
+            for name, (read, written, passthrough) in exports.items()
+        ]
+        return [Process(Path("x"), {"now": now, "target": "/d", "uris": [], "pid": 1, "exports": listed})]
+
+    before = look(10.0, {"a": (100, 0, False), "replaced": (900, 900, False), "kernel": (0, 0, True)})
+    after = look(
+        12.0, {"a": (300, 50, False), "replaced": (10, 0, False), "kernel": (0, 6, True), "new": (5, 5, False)}
+    )
+    rates = {row.place: (row.read, row.write) for row in rows(before, after)}
+    assert rates == {"/d/a": (100, 25), "/d/replaced": (0, 0), "/d/kernel": (None, 3), "/d/new": (0, 0)}
