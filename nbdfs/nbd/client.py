@@ -28,7 +28,7 @@ from nbdfs.nbd.channel import Channel, dial
 from nbdfs.nbd.handshake import ExportFacts, Handshake, HandshakeError, ServerFacts
 from nbdfs.nbd.mux import ConnectionLostError, Mux, Polling
 from nbdfs.nbd.proto import constants as nbd
-from nbdfs.nbd.replies import Request
+from nbdfs.nbd.request import Request
 from nbdfs.nbd.tls import client_context
 from nbdfs.nbd.uri import Tcp, Uri
 from nbdfs.nursery import serving_nursery

@@ -25,7 +25,10 @@ import trio
 from nbdfs.errors import SourceError
 from nbdfs.nbd.channel import WOULD_BLOCK, Channel
 from nbdfs.nbd.proto import constants as nbd
-from nbdfs.nbd.replies import Replies, Request
+from nbdfs.nbd.proto.events import ProtocolError
+from nbdfs.nbd.proto.input import Input
+from nbdfs.nbd.proto.replies import Replies
+from nbdfs.nbd.request import Request
 
 _STAGE = 64 << 10  # bytes received at once where headers may be
 _DIRECT = 8 << 10  # bytes of payload left that are worth a receive of their own, straight into place
@@ -69,14 +72,13 @@ class Mux:
 
     def __init__(self, channel: Channel, polling: Polling, *, structured: bool, extended: bool) -> None:
         self._channel = channel
-        self._replies = Replies(self._finish, structured=structured, extended=extended)
+        self._replies: Replies[Request] = Replies(Input(_STAGE), structured=structured, extended=extended)
         self._extended = extended
         self._in_flight = self._replies.in_flight
         self._next_cookie = 1
         self._sending = trio.Lock()
         self._led = False
         self._reader_wanted = trio.Event()
-        self._stage = memoryview(bytearray(_STAGE))
         self._polling = polling
         self.lost: ConnectionLostError | None = None
         self.ended = trio.Event()
@@ -120,7 +122,9 @@ class Mux:
                 error if isinstance(error, ConnectionLostError) else ConnectionLostError(errno.ECONNRESET, str(error))
             )
             self._channel.close()
-            for request in list(self._in_flight.values()):
+            failed = list(self._in_flight.values())
+            self._in_flight.clear()
+            for request in failed:
                 self._finish(request, error)
             self._reader_wanted.set()
             self.ended.set()
@@ -138,7 +142,6 @@ class Mux:
         return [request for request in self._in_flight.values() if request.sent < before and not request.orphan]
 
     def _finish(self, request: Request, error: OSError | None) -> None:
-        del self._in_flight[request.cookie]
         self.load -= request.weight
         self._polling.in_flight -= 1
         self.answered = self.answered or error is None
@@ -245,20 +248,19 @@ class Mux:
         """Take what has arrived; False if nothing had."""
         if self.lost:
             return True
-        replies, stage, received = self._replies, self._stage, 0
+        replies, received = self._replies, 0
+        direct = replies.payload_left > _DIRECT
         try:
-            if replies.payload_left > _DIRECT:
-                received = self._channel.recv_now(replies.place())
-                if received > 0:
-                    replies.received(received)
-            else:
-                received = self._channel.recv_now(stage)
-                if received > 0:
-                    replies.feed(stage[:received])
+            received = self._channel.recv_now(replies.place() if direct else replies.received.space())
+            if received > 0:
+                told = replies.payload_received if direct else replies.received.received
+                told(received)
+                while (request := replies.next_event()) is not None:
+                    self._finish(request, request.error)
             if received == 0:
                 raise ConnectionLostError(errno.ECONNRESET, f"{self._channel.peer} closed the connection")
-        except SourceError as error:  # the peer broke the protocol: the stream is of no use any more
-            self.fail(error)
+        except ProtocolError as error:  # the stream is of no use any more
+            self.fail(SourceError(errno.EIO, f"the server broke the protocol: {error}"))
         except OSError as error:
             self.fail(ConnectionLostError(error.errno or errno.ECONNRESET, error.strerror or str(error)))
         return received != WOULD_BLOCK

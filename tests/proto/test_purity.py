@@ -9,7 +9,7 @@ from tests.conftest import ROOT
 def test_proto_imports_neither_io_nor_trio() -> None:
     code = (
         "import sys; before = set(sys.modules)\n"
-        "import nbdfs.nbd.proto.handshake, nbdfs.nbd.proto.transmission\n"
+        "import nbdfs.nbd.proto.handshake, nbdfs.nbd.proto.transmission, nbdfs.nbd.proto.replies\n"
         "print(*sorted({name.partition('.')[0] for name in set(sys.modules) - before}))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)

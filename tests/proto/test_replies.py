@@ -11,7 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nbdfs.nbd.proto import constants as nbd
-from nbdfs.nbd.replies import RemoteError, Replies, Request
+from nbdfs.nbd.proto.events import ProtocolError
+from nbdfs.nbd.proto.input import Input
+from nbdfs.nbd.proto.pending import Pending
+from nbdfs.nbd.proto.replies import Replies
 
 COOKIE = 7
 DONE = nbd.REPLY_FLAG_DONE
@@ -41,47 +44,44 @@ def error(number: int, text: bytes = b"", tail: bytes = b"") -> bytes:
     return struct.pack(">IH", number, len(text)) + text + tail
 
 
-def read_request() -> Request:
-    return Request(nbd.CMD_READ, 100, 8, buffer=memoryview(bytearray(b"........")))
+def read_request() -> Pending:
+    return Pending(nbd.CMD_READ, 100, 8, buffer=memoryview(bytearray(b"........")))
 
 
-def status_request() -> Request:
-    return Request(nbd.CMD_BLOCK_STATUS, 0, 4096)
+def status_request() -> Pending:
+    return Pending(nbd.CMD_BLOCK_STATUS, 0, 4096)
 
 
 class Client:
     """The receiving end, with one request in flight."""
 
-    def __init__(self, request: Request, form: str) -> None:
+    def __init__(self, request: Pending, form: str) -> None:
         self.request = request
         request.cookie = COOKIE
         self.finished: list[OSError | None] = []
-        self.replies = Replies(self._finish, structured=form != "simple", extended=form == "extended")
+        self.replies: Replies[Pending] = Replies(Input(), structured=form != "simple", extended=form == "extended")
         self.replies.in_flight[COOKIE] = request
-
-    def _finish(self, request: Request, failure: OSError | None) -> None:
-        del self.replies.in_flight[request.cookie]
-        request.finish(failure)
-        self.finished.append(request.error)
 
     def feed(self, stream: bytes, cuts: list[int] = []) -> None:  # noqa: B006
         places = [0, *sorted(cut % (len(stream) + 1) for cut in cuts), len(stream)]
         for start, stop in itertools.pairwise(places):
-            if start < stop:
-                self.replies.feed(memoryview(stream[start:stop]))
+            self.replies.received.feed(stream[start:stop])
+            while (request := self.replies.next_event()) is not None:
+                assert request is self.request
+                self.finished.append(request.error)
 
 
 GOOD = [
     ("simple", read_request, simple(0, b"abcdefgh"), b"abcdefgh"),
-    ("simple", lambda: Request(nbd.CMD_WRITE, 0, 4, payload=memoryview(b"wxyz")), simple(), None),
+    ("simple", lambda: Pending(nbd.CMD_WRITE, 0, 4, payload=memoryview(b"wxyz")), simple(), None),
     ("structured", read_request, chunk(1, data(100, b"abcdefgh")), b"abcdefgh"),
     ("structured", read_request, chunk(1, data(104, b"efgh"), 0) + chunk(1, data(100, b"abcd")), b"abcdefgh"),
     ("structured", read_request, chunk(2, hole(100, 6), 0) + chunk(1, data(106, b"gh")), b"\0\0\0\0\0\0gh"),
     ("structured", read_request, chunk(1, data(100, b"abcdefgh"), 0) + chunk(0), b"abcdefgh"),
-    ("structured", lambda: Request(nbd.CMD_FLUSH), simple(), None),
-    ("structured", lambda: Request(nbd.CMD_FLUSH), chunk(0), None),
+    ("structured", lambda: Pending(nbd.CMD_FLUSH), simple(), None),
+    ("structured", lambda: Pending(nbd.CMD_FLUSH), chunk(0), None),
     ("extended", read_request, extended(1, data(100, b"abcdefgh")), b"abcdefgh"),
-    ("extended", lambda: Request(nbd.CMD_FLUSH), extended(0), None),
+    ("extended", lambda: Pending(nbd.CMD_FLUSH), extended(0), None),
 ]
 
 
@@ -169,7 +169,7 @@ def test_an_error_is_the_requests(form: str, stream: bytes, number: int) -> None
 )
 def test_what_a_server_must_not_send_is_refused(form: str, make, stream: bytes, complaint: str) -> None:  # type: ignore[no-untyped-def]
     client = Client(make(), form)
-    with pytest.raises(RemoteError, match=complaint):
+    with pytest.raises(ProtocolError, match=complaint):
         client.feed(stream + bytes(32))
 
 
@@ -179,10 +179,10 @@ def test_an_orphans_payload_goes_nowhere() -> None:
         buffer = request.buffer
         client = Client(request, "structured")
         stream = chunk(1, data(100, b"abcdefgh"))
-        client.replies.feed(memoryview(stream[:cut])) if cut else None
+        client.feed(stream[:cut])
         before = bytes(buffer or b"")
         client.replies.give_up(request)
-        client.replies.feed(memoryview(stream[cut:])) if cut < len(stream) else None
+        client.feed(stream[cut:])
         assert buffer == before
         assert not client.replies.in_flight
 
@@ -193,12 +193,13 @@ def test_payload_received_straight_into_place() -> None:
     client.feed(stream[:-5])
     assert client.replies.payload_left == 5
     client.replies.place()[:] = stream[-5:]
-    client.replies.received(5)
+    client.replies.payload_received(5)
+    client.feed(b"")
     assert client.finished == [None] and client.request.buffer == b"abcdefgh"
 
 
 def test_the_header_of_a_request() -> None:
-    request = Request(nbd.CMD_WRITE, 0x1122, 4, nbd.CMD_FLAG_FUA, payload=memoryview(b"abcd"))
+    request = Pending(nbd.CMD_WRITE, 0x1122, 4, nbd.CMD_FLAG_FUA, payload=memoryview(b"abcd"))
     request.cookie = 9
     assert request.message(False).hex() == "25609513000100010000000000000009000000000000112200000004"
     assert request.message(True).hex() == "21e41c7100210001000000000000000900000000000011220000000000000004"
@@ -218,6 +219,6 @@ def test_any_bytes_are_parsed_or_refused(pieces: list[bytes], form: str, reading
     client = Client(read_request() if reading else status_request(), form)
     try:
         client.feed(b"".join(pieces), cuts)
-    except RemoteError:
+    except ProtocolError:
         return
     assert len(client.finished) <= 1
