@@ -112,7 +112,16 @@ class Captive:
                 for line in lines:
                     self._say(line)
             self._say(partial)
+        await self._exited()  # its files are closed a moment before it has a status
         self._ended.set()
+
+    async def _exited(self) -> None:
+        if self.alive:
+            descriptor = os.pidfd_open(self._process.pid)
+            try:
+                await trio.lowlevel.wait_readable(descriptor)
+            finally:
+                os.close(descriptor)
 
     def _say(self, line: bytes) -> None:
         text = line.decode(errors="replace").strip()
@@ -138,12 +147,8 @@ class Captive:
         if not self.alive:
             return
         _signal_group(self._process, signal.SIGTERM)
-        descriptor = os.pidfd_open(self._process.pid)
-        try:
-            with trio.move_on_after(_STOP_TIMEOUT):
-                await trio.lowlevel.wait_readable(descriptor)
-        finally:
-            os.close(descriptor)
+        with trio.move_on_after(_STOP_TIMEOUT):
+            await self._exited()
         _signal_group(self._process, signal.SIGKILL)  # also what the server left in its process group
         self._process.wait()
 
