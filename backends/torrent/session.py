@@ -17,6 +17,7 @@ import libtorrent
 import trio
 
 import nbdfs
+from nbdfs.backends.torrent import sockets
 from nbdfs.errors import UserError
 from nbdfs.secret import Secret
 
@@ -48,6 +49,7 @@ _FIXED: Mapping[str, Any] = {
     "request_queue_time": 10,  # seconds of requests under way at the present rate; see `Torrent._change_manners`
 }
 _ENCRYPTION = {"allow": 1, "require": 0, "off": 2}  # libtorrent's enc_policy
+_NEW_SOCKETS = (libtorrent.peer_connect_alert, libtorrent.listen_succeeded_alert)
 _PROXIES = {"socks4": (1, 1), "socks5": (2, 3), "http": (4, 5)}  # libtorrent's proxy_type: without, with password
 
 
@@ -123,7 +125,10 @@ class Session:
                 os.read(self._readable, 4096)
             except BlockingIOError:
                 continue
-            for alert in self.session.pop_alerts():
+            alerts = self.session.pop_alerts()
+            if any(isinstance(alert, _NEW_SOCKETS) for alert in alerts):
+                sockets.hasten()
+            for alert in alerts:
                 handler = self._handlers.get(type(alert))
                 if handler:
                     handler(alert)
