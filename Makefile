@@ -4,6 +4,7 @@
 # make lint types  style and types
 # make docs        fill the generated parts of the manual
 # make dist deb    wheel and source distribution, Debian package: in dist/
+# make test-packages  make them, install and use them in clean systems
 # make bench       measure, and write the table of the README
 # make clean       remove what was made
 # On Debian, root gets what is missing installed; others are told which packages to ask for.
@@ -19,10 +20,10 @@ TEST_PACKAGES := acl aria2 busybox-static cpio cryptsetup-bin e2fsprogs fdisk fi
 	kmod libnbd-bin lsof man-db mandoc nbd-client nbd-server nbdkit nginx-light procps python3-libnbd qemu-system-x86 \
 	qemu-utils socat strace tmux transmission-cli util-linux xfsprogs xz-utils zsh zstd
 BENCH_PACKAGES := httpdirfs qemu-block-extra
-DEB_PACKAGES := debhelper dh-python dpkg-dev lintian python3-pip
+PACKAGING := debhelper dpkg-dev lintian mmdebstrap python3-pip
 
-.PHONY: run test test-long test-guest venv lint types bench docs share dist wheels deb clean \
-	need-run-packages need-test-packages need-deb-packages
+.PHONY: run test test-long test-guest test-packages venv lint types bench docs share dist wheels deb clean \
+	need-run-packages need-test-packages need-packaging
 
 run: need-run-packages $(BIN)/.run
 	@echo "A RAM disk of 1 GiB is the file mem.img, until Ctrl-C or 'nbdfs umount mem.img'. In another terminal, try:"
@@ -34,7 +35,7 @@ test: need-run-packages need-test-packages $(BIN)/.dev
 	$(PYTEST)
 
 test-long: need-run-packages need-test-packages $(BIN)/.dev
-	$(PYTEST) -m "not guest"
+	$(PYTEST) -m "not guest and not packages"
 
 test-guest: need-run-packages need-test-packages $(BIN)/.dev
 	$(PYTEST) -m guest
@@ -74,7 +75,11 @@ wheels: dist
 	rm -rf build/wheels
 	$(BIN)/python -m pip wheel -q -c $(CONSTRAINTS) --build-constraint $(CONSTRAINTS) -w build/wheels "$$(echo dist/*.whl)[all]"
 
-deb: need-deb-packages wheels
+# Install the packages of dist/, in a system made for that.
+test-packages: need-test-packages deb
+	$(PYTEST) -m packages
+
+deb: need-packaging wheels
 	packaging/build-deb dist/*.tar.gz build/wheels dist
 
 clean:
@@ -87,8 +92,8 @@ need-run-packages:
 need-test-packages:
 	@packaging/need-packages $(TEST_PACKAGES)
 
-need-deb-packages:
-	@packaging/need-packages $(DEB_PACKAGES)
+need-packaging:
+	@packaging/need-packages $(PACKAGING)
 
 # pip itself is pinned too: with it, the constraints also hold for what builds pyfuse3.
 $(BIN)/pip: | need-run-packages

@@ -26,6 +26,7 @@ FOLDERS = {"sources": "nbdfs-source-", "layers": "nbdfs-layer-"}
 
 # Pages of docs/ that describe something with a name and a section of its own.
 OWN = {"nbdfs.toml.md": ("nbdfs.toml", 5), "mount.nbdfs.md": ("mount.nbdfs", 8)}
+ALIASES = {"mount.nbdfs": ("umount.nbdfs", "mount.fuse.nbdfs", "umount.fuse.nbdfs")}
 
 
 def pages() -> Iterator[tuple[str, int, str]]:
@@ -196,6 +197,8 @@ def main() -> int:
         folder = Path(sys.argv[1]) / f"man{number}"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{name}.{number}").write_text(roff.tidied(text))
+        for alias in ALIASES.get(name, ()):
+            (folder / f"{alias}.{number}").write_text(f".so man{number}/{name}.{number}\n")
     return 0
 
 

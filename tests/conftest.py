@@ -22,12 +22,13 @@ ROOT = Path(__file__).parent.parent
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "long: a campaign of minutes; `make test-long` runs it")
     config.addinivalue_line("markers", "guest: runs in a virtual machine; `make test-guest` runs it")
+    config.addinivalue_line("markers", "packages: installs what `make deb` made; `make test-packages` runs it")
     config.addinivalue_line("markers", "root: needs to be root (mounts, namespaces, other users)")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if not config.option.markexpr:
-        for marker in "long", "guest":
+        for marker in "long", "guest", "packages":
             items[:], chosen_out = _split(items, marker)
             if chosen_out:
                 config.hook.pytest_deselected(items=chosen_out)
