@@ -35,13 +35,15 @@ class Blocks:
         self.dirty: set[int] = set()
         self.evicted = 0  # blocks, since it was opened
         self._size = size
-        self._present: OrderedDict[int, None] = OrderedDict()  # least recently used first
+        self.used_along = 0  # blocks that were fetched along with others and then read, since it was opened
+        # Whether nobody has asked for it yet; the least recently used first.
+        self._present: OrderedDict[int, bool] = OrderedDict()
         self._unverified = dict(storage.entries())  # block: CRC its content must have
         self._pinned: Counter[int] = Counter()
         self._changing = trio.Lock()
         self._full = False  # the last attempt to store failed
         for block_number in self._unverified:
-            self._present[block_number] = None
+            self._present[block_number] = False
 
     def __contains__(self, block: int) -> bool:
         return block in self._present
@@ -78,7 +80,7 @@ class Blocks:
             for block in range(first, last):
                 if not await self.sound(block):
                     return False
-                self._present.move_to_end(block)
+                self._use(block)
             await self.storage.scratch.read_into(buffer, offset)
         return True
 
@@ -104,11 +106,14 @@ class Blocks:
         for block in range(first, last):
             if block not in self._present:
                 return None
-            self._present.move_to_end(block)
+            self._use(block)
         return self.storage.scratch.view(offset, length)
 
-    async def add(self, first: int, data: memoryview) -> None:
-        """Store whole blocks from `first` on.  Where there is no room they are not present, which is no error."""
+    async def add(self, first: int, data: memoryview, asked: range | None = None) -> None:
+        """Store whole blocks from `first` on, of which only those of `asked` are wanted so far (None: all are).
+
+        Where there is no room they are not present, which is no error.
+        """
         last = first + -(-len(data) // self.block)
         try:
             async with self._changing:
@@ -122,7 +127,7 @@ class Blocks:
             return
         self._full = False
         self.storage.remember(first, data)
-        self._enter(first, last)
+        self._enter(first, last, asked)
 
     async def update(self, data: memoryview, offset: int) -> None:
         """Overwrite a part of blocks; those of them that are not present are written whole by the caller.
@@ -166,9 +171,15 @@ class Blocks:
                 if not self._pinned[block]:
                     del self._pinned[block]
 
-    def _enter(self, first: int, last: int) -> None:
+    def _use(self, block: int) -> None:
+        if self._present[block]:
+            self._present[block] = False
+            self.used_along += 1
+        self._present.move_to_end(block)
+
+    def _enter(self, first: int, last: int, asked: range | None = None) -> None:
         for block in range(first, last):
-            self._present[block] = None
+            self._present[block] = asked is not None and block not in asked
             self._present.move_to_end(block)
             self._unverified.pop(block, None)
 

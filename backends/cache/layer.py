@@ -21,9 +21,11 @@ from dataclasses import replace
 import trio
 
 from nbdfs.backends.cache import CacheOptions
+from nbdfs.backends.cache.around import Around
 from nbdfs.backends.cache.blocks import Blocks, joined
 from nbdfs.backends.cache.storage import open_storage
-from nbdfs.errors import UsageError
+from nbdfs.errors import SourceError, UsageError
+from nbdfs.nbd.buffers import Buffers
 from nbdfs.rangelock import RangeLock
 from nbdfs.ranges import normalise, pieces
 from nbdfs.source import (
@@ -42,6 +44,7 @@ from nbdfs.source import (
 _IN_MEMORY = 256 << 20  # bytes kept where the size is not given
 _ON_DISK = 8 << 30
 _FETCH = 4 << 20  # bytes fetched at once
+_SPARE = 8 << 20  # bytes of memory kept for fetches
 _WRITE_BACK = 1 << 20  # bytes written back at once
 _WRITERS = 8  # write-backs under way at once
 _DIRTY_SHARE = 2  # a part of the capacity: so many dirty blocks make a writer write back first
@@ -60,6 +63,8 @@ class Cache(Layer):
         self._writing_back = trio.Lock()
         self._populating = mode != "read"
         self._hits = self._misses = 0  # blocks
+        self._around = Around(blocks.block, blocks.capacity)
+        self._buffers = Buffers(_SPARE)
         self._back = mode == "writeback" and Caps.WRITE in below.info.caps
         caps = (below.info.caps & ~Caps.IMMEDIATE) | Caps.CACHE
         if self._back:
@@ -80,43 +85,77 @@ class Cache(Layer):
                 self._hits += stop - start
             else:
                 self._misses += stop - start
-                async with self._lock.hold(start, stop - start):
-                    await self._read_or_fetch(part, at)
+                low, high = self._window(start, stop)
+                async with self._lock.hold(low, high - low):
+                    await self._read_or_fetch(part, at, low, high)
+
+    def _window(self, first: int, last: int) -> tuple[int, int]:
+        """What to fetch where blocks [first, last) are missing: if few, with neighbours that are missing too."""
+        size = self._around.window(self._blocks.used_along)
+        low, high = first, last
+        if last - first < size:
+            start = first - first % size
+            end = min(start + size, -(-self._size // self._block))
+            while low > start and low - 1 not in self._blocks:
+                low -= 1
+            while high < end and high not in self._blocks:
+                high += 1
+        return low, high
 
     async def _read_present(self, part: memoryview, offset: int) -> bool:
         """Fill `part` from blocks that were present; False if one no longer is."""
         first, last = self._range(offset, len(part))
         return all(block in self._blocks for block in range(first, last)) and await self._blocks.read_into(part, offset)
 
-    async def _read_or_fetch(self, part: memoryview, offset: int) -> None:
-        """Fill `part`, fetching what is missing.  The caller holds the lock on its blocks.
+    async def _read_or_fetch(self, part: memoryview, offset: int, low: int, high: int) -> None:
+        """Fill `part`, fetching what is missing, and with it what is missing beside it in [low, high).
 
-        The blocks are pinned: room made for one run must not be that of the next, and what is fetched must be missing,
-        for a dirty block is newer than what is below.
+        The caller holds the lock on these blocks.  They are pinned: room made for one run must not be that of the next,
+        and what is fetched must be missing, for a dirty block is newer than what is below.
         """
-        first, last = self._range(offset, len(part))
         end = offset + len(part)
-        with self._blocks.pinned(first, last):
-            for start, stop, here in list(self._blocks.runs(first, last)):
+        with self._blocks.pinned(low, high):
+            for start, stop, here in list(self._blocks.runs(low, high)):
                 at, until = max(start * self._block, offset), min(stop * self._block, end)
+                if at >= until:
+                    continue
                 inner = part[at - offset : until - offset]
                 if not here:
-                    for piece, length in pieces(at, until - at, _FETCH):
-                        await self._fetch(inner[piece - at : piece - at + length], piece)
-                elif not await self._read_present(inner, at):
-                    await self._read_or_fetch(inner, at)  # a damaged block is no longer present: look again
+                    await self._fetch_run(inner, at, start, stop)
+                elif not await self._read_present(inner, at):  # a damaged block is no longer present: look again
+                    await self._read_or_fetch(inner, at, *self._range(at, len(inner)))
 
-    async def _fetch(self, part: memoryview, offset: int) -> None:
-        """Read whole blocks from below into the store, and `part` of them.  The caller holds the lock."""
-        first, last = self._range(offset, len(part))
+    async def _fetch_run(self, part: memoryview, offset: int, first: int, last: int) -> None:
+        """Fetch missing blocks, `part` among them; those beside it may not hinder it."""
+        exact = self._range(offset, len(part))
+        if exact != (first, last):
+            try:
+                await self._fetch(part, offset, first, last)
+            except OSError as error:
+                if isinstance(error, SourceError) and error.retryable:  # it took its time, and all of it
+                    raise
+            else:
+                return
+        for at, size in pieces(offset, len(part), _FETCH):
+            await self._fetch(part[at - offset : at - offset + size], at, *self._range(at, size))
+
+    async def _fetch(self, part: memoryview, offset: int, first: int, last: int) -> None:
+        """Read blocks [first, last) from below into the store, and `part` of them.  The caller holds the lock."""
         start, end = self._blocks.bounds(first, last)
-        if (start, end) == (offset, offset + len(part)):
-            whole = part
+        exact = (start, end) == (offset, offset + len(part))
+        buffer = part if exact else self._buffers.take(end - start)
+        whole = buffer[: end - start]
+        try:
+            began = trio.current_time()
             await self.below.pread_into(whole, start)
-        else:
-            whole = memoryview(await read(self.below, start, end - start))
-            part[:] = whole[offset - start : offset - start + len(part)]
-        await self._blocks.add(first, whole)
+            asked = range(*self._range(offset, len(part)))
+            self._around.fetched(last - first, len(asked), trio.current_time() - began)
+            if not exact:
+                part[:] = whole[offset - start : offset - start + len(part)]
+            await self._blocks.add(first, whole, asked)
+        finally:
+            if not exact:
+                self._buffers.give(buffer)
 
     async def cache(self, offset: int, length: int) -> None:
         first, last = self._range(offset, length)
