@@ -60,9 +60,8 @@ class Around:
         exact = self._seconds.get(0)
         if exact is None:
             return
-        seconds = self._seconds[self._kind]
+        seconds, twice = self._seconds[self._kind], self._seconds.get(self._kind + 1, 0.0)
         if seconds > exact * _CHEAP:
             self._kind -= 1
-        elif seconds <= exact * _CHEAP_ENOUGH and self._kind < self._largest:
-            if self._seconds.get(self._kind + 1, 0.0) <= exact * _CHEAP:
-                self._kind += 1
+        elif seconds <= exact * _CHEAP_ENOUGH and twice <= exact * _CHEAP and self._kind < self._largest:
+            self._kind += 1
