@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
 
 
 class UserError(Exception):
@@ -21,6 +22,15 @@ class UsageError(UserError):
     """A command line, spec or option that makes no sense."""
 
     exit_status = 2
+
+
+def leaves(group: BaseExceptionGroup[UserError]) -> Iterator[UserError]:
+    """The errors in a group, however deep."""
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from leaves(error)
+        else:
+            yield error
 
 
 class SourceError(OSError):

@@ -8,6 +8,7 @@ import signal
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
+MS_REMOUNT = 32
 MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
 PR_SET_PDEATHSIG = 1
@@ -27,6 +28,11 @@ def mount(source: str, target: str, fstype: str, flags: int, data: str) -> None:
     """mount(2)."""
     words = (os.fsencode(source), os.fsencode(target), fstype.encode(), ctypes.c_ulong(flags), os.fsencode(data))
     _checked(_libc.mount(*words), target)
+
+
+def remount(target: str, flags: int) -> None:
+    """mount(2) with MS_REMOUNT: give a mount other flags."""
+    mount("", target, "", flags | MS_REMOUNT, "")
 
 
 def umount(target: str, *, detach: bool = False) -> None:

@@ -17,9 +17,9 @@ SUMMARY = "run the command line of nbdfuse, nbdcopy, nbdinfo, ..."
 
 
 def programs() -> list[str]:
-    """The programs whose command lines there are: the modules of nbdfs.compat."""
+    """The programs whose command lines there are: the modules of nbdfs.compat, with `_` for a dot."""
     modules = pkgutil.iter_modules(nbdfs.compat.__path__)
-    return sorted(info.name for info in modules if not info.name.startswith("_"))
+    return sorted(info.name.replace("_", ".") for info in modules if not info.name.startswith("_"))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,8 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    if arguments.program not in programs():
-        raise UsageError(
-            f"there is no command line of '{arguments.program}' here{nearest(arguments.program, programs())}"
-        )
-    return int(importlib.import_module(f"nbdfs.compat.{arguments.program}").run(arguments.words))
+    program = arguments.program.replace(".fuse.", ".")  # mount(8) asks for mount.nbdfs and for mount.fuse.nbdfs
+    if program not in programs():
+        raise UsageError(f"there is no command line of '{program}' here{nearest(program, programs())}")
+    return int(importlib.import_module(f"nbdfs.compat.{program.replace('.', '_')}").run(arguments.words))

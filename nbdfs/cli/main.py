@@ -9,14 +9,14 @@ import os
 import pkgutil
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import NoReturn
 
 import nbdfs
 import nbdfs.cli
 from nbdfs import logs
-from nbdfs.errors import UsageError, UserError
+from nbdfs.errors import UsageError, UserError, leaves
 from nbdfs.registry import nearest
 from nbdfs.spec import fold_captives
 
@@ -48,6 +48,7 @@ def commands() -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; give its exit status: 0, 1 failure, 2 usage."""
+    _open_standard_streams()
     words = list(sys.argv[1:] if arguments is None else arguments)
     called = os.path.basename(sys.argv[0])
     if arguments is None and called != "nbdfs" and called.startswith(("nbd", "mount.", "umount.")):
@@ -56,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         status = _dispatch(words)
     except* UserError as group:
-        for error in _leaves(group):
+        for error in leaves(group):
             _report(error)
             status = error.exit_status
     except* KeyboardInterrupt:
@@ -66,12 +67,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status
 
 
-def _leaves(group: BaseExceptionGroup[UserError]) -> Iterator[UserError]:
-    for error in group.exceptions:
-        if isinstance(error, BaseExceptionGroup):
-            yield from _leaves(error)
-        else:
-            yield error
+def _open_standard_streams() -> None:
+    """Have /dev/null where a standard stream was closed before us, so that nothing else we open gets its place."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
 
 
 def _dispatch(words: list[str]) -> int:

@@ -26,11 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     for target in arguments.targets:
-        _end(os.path.abspath(target), arguments.lazy)
+        end(os.path.abspath(target), lazy=arguments.lazy)
     return 0
 
 
-def _end(path: str, lazy: bool) -> None:
+def end(path: str, *, lazy: bool = False) -> None:
+    """Unmount what is on an absolute path and wait for its process.  Raises UserError."""
     target = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
     if os.path.islink(target):
         target = os.path.realpath(target)

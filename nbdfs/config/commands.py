@@ -40,8 +40,12 @@ class Command:
     @property
     def words(self) -> list[str]:
         """The command line, without `nbdfs`."""
-        specs = [f"{name}={text}" if name else text for name, text in self.files.items()]
-        return [self.kind, *self.options, "--", *specs, *([self.target] if self.target else [])]
+        return [self.kind, *self.options, "--", *self.specs, *([self.target] if self.target else [])]
+
+    @property
+    def specs(self) -> list[str]:
+        """SPEC, or NAME=SPEC for each file."""
+        return [f"{name}={text}" if name else text for name, text in self.files.items()]
 
 
 def read_command(document: Document, kind: str, name: str, table: Mapping[str, Any]) -> Command:

@@ -69,8 +69,13 @@ _chosen: list[str] = []  # the file of --config
 
 
 def use_file(path: str) -> None:
-    """Take stacks and mounts from this file alone, in this process; from the usual files if `path` is empty."""
+    """Take stacks and mounts from this file alone, in this process; from the usual files if `path` is empty.
+
+    Raises UserError if it cannot be used.
+    """
     _chosen[:] = [os.path.abspath(path)] if path else []
+    for file in _chosen:
+        _stamp(file)
 
 
 def chosen_file() -> str:

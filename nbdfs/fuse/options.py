@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -77,8 +78,8 @@ _WORDS: dict[str, tuple[str, object]] = {
 }
 
 # Words of fstab that are for others, or that say what is so anyway.
-_IGNORED = {"defaults", "auto", "noauto", "user", "nouser", "users", "owner", "group", "_netdev", "nofail",
-            "default_permissions", "nonempty"}  # fmt: skip
+_IGNORED = {"defaults", "auto", "noauto", "user", "nouser", "users", "owner", "group", "_netdev", "nofail", "comment",
+            "loud", "silent", "default_permissions", "nonempty"}  # fmt: skip
 
 
 def _whole(text: str) -> int:
@@ -117,11 +118,14 @@ HELP = "mount options, separated by commas: " + ", ".join([*_WORDS, *(f"{key}=" 
 
 
 def parse_options(texts: Iterable[str]) -> MountOptions:
-    """Parse `-o` values, each a comma list.  What is unknown, contradictory or given twice is a usage error."""
+    """Parse `-o` values, each a list with commas (one in a value is written `\\,`).
+
+    What is unknown, contradictory or given twice is a usage error.
+    """
     found: dict[str, object] = {}
-    for item in (item for text in texts for item in text.split(",")):
+    for item in (item.replace("\\,", ",") for text in texts for item in re.split(r"(?<!\\),", text)):
         key, equals, value = item.partition("=")
-        if not item or key in _IGNORED or key.startswith("x-"):
+        if not item or is_for_others(key):
             continue
         if key in _WORDS and not equals:
             field, chosen = _WORDS[key]
@@ -137,6 +141,16 @@ def parse_options(texts: Iterable[str]) -> MountOptions:
     if options.writeback and options.passthrough:
         raise UsageError("-o: writeback and passthrough exclude each other")
     return options
+
+
+def is_for_others(key: str) -> bool:
+    """Whether an option says something to mount(8), systemd or a person, and nothing to us."""
+    return key in _IGNORED or key.lower().startswith("x-")
+
+
+def field_of(key: str) -> str:
+    """The field of MountOptions that an option sets; empty if there is no such option."""
+    return _WORDS[key][0] if key in _WORDS else key if key in _VALUES else ""
 
 
 def _value(key: str, text: str) -> object:
