@@ -9,8 +9,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Protocol, TextIO
-
+from typing import Generic, Protocol, TextIO, TypeVar
 
 log = logging.getLogger(__name__)
 
@@ -18,6 +17,9 @@ _INTERVAL = 0.2  # seconds between two looks at the work
 _MEMORY = 5.0  # seconds over which the rate is taken
 _NARROWEST_BAR = 10  # columns
 _UNITS = ("", "k", "M", "G", "T", "P", "E")
+
+Shown = TypeVar("Shown")
+Seen = TypeVar("Seen", contravariant=True)
 
 
 class Progress:
@@ -39,14 +41,17 @@ class Progress:
         return min(self.done / self.total, 1.0) if self.total else 1.0
 
 
-class Display(Protocol):
-    """What shows a progress."""
+class Shows(Protocol[Seen]):
+    """What shows how something gets on."""
 
-    def show(self, progress: Progress) -> None:
+    def show(self, progress: Seen, /) -> None:
         """Show the present state; called some times a second."""
 
-    def finish(self, progress: Progress, complete: bool) -> None:
+    def finish(self, progress: Seen, complete: bool, /) -> None:
         """Show the last state."""
+
+
+Display = Shows[Progress]
 
 
 class Bar:
@@ -80,23 +85,29 @@ class Bar:
         text += f", {human_size(rate)}/s"
         if progress.total is not None and rate and progress.done < progress.total:
             text += f", {human_time((progress.total - progress.done) / rate)} left"
-        columns = self._columns() - 1  # a full line would wrap
-        if progress.total is not None:
-            share = f"{int(progress.fraction * 100):3d}%"
-            width = columns - len(share) - len(text) - 5
-            if width >= _NARROWEST_BAR:
-                filled = int(progress.fraction * width)
-                text = f"{share} [{'#' * filled}{'.' * (width - filled)}] {text}"
-            else:
-                text = f"{share} {text}"
-        self._stream.write(f"\r{text[:columns]}\033[K")
-        self._stream.flush()
+        draw(self._stream, text, progress.fraction if progress.total is not None else None)
 
-    def _columns(self) -> int:
-        try:
-            return os.get_terminal_size(self._stream.fileno()).columns or 80
-        except OSError:
-            return 80
+
+def draw(stream: TextIO, text: str, fraction: float | None) -> None:
+    """Put a line in the place of the last one, with a bar before the text where a fraction from 0 to 1 is known."""
+    columns = _columns(stream) - 1  # a full line would wrap
+    if fraction is not None:
+        share = f"{int(fraction * 100):3d}%"
+        width = columns - len(share) - len(text) - 5
+        if width >= _NARROWEST_BAR:
+            filled = int(fraction * width)
+            text = f"{share} [{'#' * filled}{'.' * (width - filled)}] {text}"
+        else:
+            text = f"{share} {text}"
+    stream.write(f"\r{text[:columns]}\033[K")
+    stream.flush()
+
+
+def _columns(stream: TextIO) -> int:
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or 80
+    except OSError:
+        return 80
 
 
 class Lines:
@@ -120,7 +131,7 @@ class Lines:
 
 
 @asynccontextmanager
-async def showing(progress: Progress, display: Display | None) -> AsyncIterator[None]:
+async def showing(progress: Shown, display: Shows[Shown] | None) -> AsyncIterator[None]:
     """Show a progress while the block runs, and its end."""
     if display is None:
         yield
@@ -139,17 +150,17 @@ async def showing(progress: Progress, display: Display | None) -> AsyncIterator[
         display.finish(progress, complete)
 
 
-class _Patient:
+class _Patient(Generic[Shown]):
     """A display that may lose who looks at it: a closed pipe or terminal must not end the work that is shown."""
 
-    def __init__(self, display: Display) -> None:
+    def __init__(self, display: Shows[Shown]) -> None:
         self._display = display
         self._watched = True
 
-    def show(self, progress: Progress) -> None:
+    def show(self, progress: Shown) -> None:
         self._try(lambda: self._display.show(progress))
 
-    def finish(self, progress: Progress, complete: bool) -> None:
+    def finish(self, progress: Shown, complete: bool) -> None:
         self._try(lambda: self._display.finish(progress, complete))
 
     def _try(self, step: Callable[[], None]) -> None:
@@ -161,7 +172,7 @@ class _Patient:
                 log.info("nobody sees the progress any more: %s", error.strerror)
 
 
-async def _keep_showing(progress: Progress, display: Display) -> None:
+async def _keep_showing(progress: Shown, display: Shows[Shown]) -> None:
     import trio
 
     while True:

@@ -112,6 +112,22 @@ class Backing(NamedTuple):
     fixed_size: bool
 
 
+@dataclass(frozen=True)
+class Fetching:
+    """How a source gets on that fetches pieces of its data from peers; rates are bytes a second.
+
+    `waiting` are the pieces that reads wait for.  Sources that share what is fetched give the same.
+    """
+
+    name: str
+    pieces: int
+    here: int
+    peers: int
+    download_rate: int
+    upload_rate: int
+    waiting: tuple[int, ...]
+
+
 class Source(abc.ABC):
     """An open block device.  Use it as an async context manager; leaving it closes it.
 
@@ -212,6 +228,10 @@ class Source(abc.ABC):
         the names in use.  A layer leaves out what the source below it counts.
         """
         return {}
+
+    def fetching(self) -> Fetching | None:
+        """How the fetching gets on, if this source fetches from peers.  Never waits."""
+        return None
 
     def health(self) -> Health:
         """Whether this source's own requests get on.  Never waits."""

@@ -9,7 +9,7 @@ import trio
 
 from nbdfs.backends.torrent.metainfo import File
 from nbdfs.backends.torrent.torrent import Torrent
-from nbdfs.source import ALLOCATION, HOLE, RESIDENT, BlockSize, Caps, Extent, Health, Source, SourceInfo
+from nbdfs.source import ALLOCATION, HOLE, RESIDENT, BlockSize, Caps, Extent, Fetching, Health, Source, SourceInfo
 
 _STREAMS = 8  # sequential readers that are told apart
 _JITTER = 2 << 20  # bytes a read may lie off where its stream stood: the kernel's requests come out of order
@@ -67,6 +67,9 @@ class TorrentFile(Source):
             "resident_bytes": torrent.here_of(self._file),
             "peers": torrent.peers,
         }
+
+    def fetching(self) -> Fetching:
+        return self._torrent.fetching()
 
     def health(self) -> Health:
         return Health.STALLED if self._torrent.starving else Health.OK

@@ -63,8 +63,6 @@ def settings(options: Any) -> dict[str, Any]:
         "user_agent": options.user_agent or f"nbdfs/{nbdfs.__version__}",
         "listen_interfaces": options.listen,
         "connections_limit": options.connections,
-        "download_rate_limit": options.download_limit,
-        "upload_rate_limit": options.upload_limit,
         "enable_dht": options.dht,
         "enable_lsd": options.lsd,
         "enable_upnp": options.upnp,
@@ -74,6 +72,8 @@ def settings(options: Any) -> dict[str, Any]:
     }  # fmt: skip
     if options.outgoing:
         chosen["outgoing_interfaces"] = options.outgoing
+    if options.seed_ratio or options.seed_time:
+        chosen["unchoke_interval"] = 1  # seconds from the end of uploads to the last byte; 15 otherwise
     if options.proxy:
         chosen |= _proxy(options.proxy, options.proxy_password)
     return chosen

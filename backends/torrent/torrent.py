@@ -26,7 +26,6 @@ import random
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import libtorrent
@@ -34,8 +33,10 @@ import trio
 
 from nbdfs.backends.torrent.cache import Cache
 from nbdfs.backends.torrent.metainfo import File, Metainfo
+from nbdfs.backends.torrent.names import component
 from nbdfs.backends.torrent.session import Session
 from nbdfs.errors import SourceError
+from nbdfs.source import Fetching
 
 log = logging.getLogger(__name__)
 
@@ -55,18 +56,6 @@ _POLITE = 4  # libtorrent's default priority
 _ACQUAINTANCE = 0.7  # seconds: a seed that is just being connected has not said yet that it is one
 _PATIENCE = 0.5  # seconds a read waits in a crowd before it insists, and
 _PATIENCE_EACH = 0.6  # so many more for each other reader, of which it takes a part by chance
-
-
-@dataclass(frozen=True)
-class State:
-    """How the torrent fares; rates in bytes a second, `waiting` are the pieces that reads wait for."""
-
-    pieces: int
-    here: int
-    peers: int
-    download_rate: int
-    upload_rate: int
-    waiting: tuple[int, ...]
 
 
 class Torrent:
@@ -195,10 +184,11 @@ class Torrent:
             if not self._claims[piece] and not self.here[piece]:
                 self._handle.piece_priority(piece, 1)
 
-    def state(self) -> State:
+    def fetching(self) -> Fetching:
         """The present state; rates and peers are those of the last second."""
         status = self._status
-        return State(
+        return Fetching(
+            component(self.metainfo.name),
             self.metainfo.pieces,
             self.here.count(1),
             self.peers,
@@ -247,6 +237,8 @@ class Torrent:
         options = self._options
         params.save_path = str(self.cache.folder)
         params.piece_priorities = list(self._background)
+        # Limits of the torrent, since those of a session do not hold for peers in the local network.
+        params.download_limit, params.upload_limit = options.download_limit or -1, options.upload_limit or -1
         params.renamed_files = _names(params.ti, self.metainfo, self.cache)
         params.flags |= flags.share_mode | flags.update_subscribe
         params.flags &= ~(flags.auto_managed | flags.paused | flags.upload_mode | flags.stop_when_ready)
@@ -311,7 +303,7 @@ class Torrent:
             self._check_room()
 
     def _complaint(self, missing: list[int]) -> str:
-        peers = self.state().peers
+        peers = self.peers
         trouble = f"; last trouble: {self._trouble}" if self._trouble else ""
         which = f"piece {missing[0]}" if len(missing) == 1 else f"{len(missing)} pieces from {missing[0]} on"
         return f"{which} did not come within {self.timeout:g} s from {peers} peers{trouble}"
@@ -351,7 +343,7 @@ class Torrent:
                 await self._drop([])  # only a fresh start frees blocks that could not be written
                 continue
             self._session.session.post_torrent_updates()
-            lonely = lonely + 1 if self._waiting and not self.state().peers else 0
+            lonely = lonely + 1 if self._waiting and not self.peers else 0
             if lonely:
                 self._look_for_peers(lonely)
             self._limit_seeding()

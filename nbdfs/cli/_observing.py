@@ -1,15 +1,19 @@
-"""What `mount`, `serve` and `run` share for those who watch them: the log, and figures for Prometheus."""
+"""What `mount`, `serve` and `run` share for those who watch them: the log, figures for Prometheus, and progress."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
 from nbdfs import logs
+from nbdfs.cli._words import progress_descriptor
 from nbdfs.errors import UsageError, UserError
 from nbdfs.export import Export
+from nbdfs.fetching import FetchBar, FetchLines
 from nbdfs.nbd.uri import Address, Tcp, Unix, socket_path
+from nbdfs.progress import Shows
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,6 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("watching")
     group.add_argument("--metrics", type=parse_address, metavar="ADDRESS", help="figures for Prometheus over HTTP, at "
                        "HOST:PORT, [IPv6]:PORT or unix:/PATH")  # fmt: skip
+    group.add_argument("--progress", metavar="FD|bar|none", default="", help="show what is fetched from peers: JSON "
+                       "lines on a descriptor, or a bar on stderr, as mount and serve do on a terminal")  # fmt: skip
     group.add_argument("--log-file", metavar="FILE", default="", help="log there instead of to stderr")
     group.add_argument("--log-format", choices=logs.FORMATS, default="text", help="text, JSON lines, or the journal")
 
@@ -54,3 +60,11 @@ async def live_metrics(address: Address | None, exports: Iterable[Export]) -> As
         raise UserError(f"--metrics needs {error.name}: pip install 'nbdfs[metrics]'") from error
     async with serving_metrics(address, exports):
         yield
+
+
+def progress(arguments: argparse.Namespace, *, own_terminal: bool) -> Shows[Iterable[Export]] | None:
+    """How to show what is fetched; `own_terminal` says that nobody else draws there.  Raises UsageError."""
+    wanted = arguments.progress
+    if wanted == "bar" or (not wanted and own_terminal and sys.stderr.isatty()):
+        return FetchBar()
+    return FetchLines(progress_descriptor(wanted)) if wanted not in ("", "none") else None

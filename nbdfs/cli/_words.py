@@ -1,9 +1,11 @@
-"""What the words of a command line need before argparse sees them."""
+"""What the words of a command line need before argparse sees them, and what it cannot read."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 
+from nbdfs.errors import UsageError
 from nbdfs.spec import fold_captives
 
 
@@ -20,3 +22,12 @@ def preparation(bare: Mapping[str, str]) -> Callable[[Sequence[str]], list[str]]
         return [*options, *folded[end : end + 1], *fold_captives(folded[end + 1 :])]
 
     return prepare
+
+
+def progress_descriptor(text: str) -> int:
+    """The open descriptor that --progress names.  Raises UsageError."""
+    try:
+        os.fstat(int(text))
+    except (ValueError, OverflowError, OSError):
+        raise UsageError(f"--progress={text}: the number of an open descriptor is wanted") from None
+    return int(text)

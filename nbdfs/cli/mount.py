@@ -26,8 +26,10 @@ from nbdfs.control.server import controlled
 from nbdfs.errors import UsageError
 from nbdfs.export import activity
 from nbdfs.fuse.options import HELP, parse_options
+from nbdfs.live import Exports
 from nbdfs.mount import Order
 from nbdfs.nbd.uri import Uri
+from nbdfs.progress import Shows, showing
 from nbdfs.units import format_size
 
 SUMMARY = "show a source as a file"
@@ -59,12 +61,19 @@ def run(arguments: argparse.Namespace) -> int:
     order = replace(order, metered=arguments.metrics is not None)
     service = _serving.service(arguments)
     _observing.set_up_log(arguments)
+    display = _observing.progress(arguments, own_terminal=not arguments.background)
     ready = supervise.background() if arguments.background else lambda: None
-    trio.run(_serve, order, service, arguments, ready)
+    trio.run(_serve, order, service, arguments, ready, display)
     return 0
 
 
-async def _serve(order: Order, service: Service, arguments: argparse.Namespace, ready: Callable[[], None]) -> None:
+async def _serve(
+    order: Order,
+    service: Service,
+    arguments: argparse.Namespace,
+    ready: Callable[[], None],
+    display: Shows[Exports] | None,
+) -> None:
     async with mount.mounted(order) as mounted, AsyncExitStack() as stack:
         stack.enter_context(supervise.pid_file(arguments.pidfile))
         session, exports = mounted.session, mounted.exports
@@ -81,5 +90,5 @@ async def _serve(order: Order, service: Service, arguments: argparse.Namespace, 
         controls = Controls(exports, "mount", session.target, uris, name=arguments.configured)
         await stack.enter_async_context(controlled({**controls.methods(), **more}))
         ready()
-        async with systemd.service(partial(activity, exports)):
+        async with systemd.service(partial(activity, exports)), showing(exports, display):
             await mounted.over()

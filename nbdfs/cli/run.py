@@ -18,8 +18,10 @@ from nbdfs import mount
 from nbdfs.cli import _observing
 from nbdfs.errors import UsageError, UserError
 from nbdfs.fuse.options import HELP, parse_options
+from nbdfs.live import Exports
 from nbdfs.mount import Mount, Order
 from nbdfs.nbd.uri import Address
+from nbdfs.progress import Shows, showing
 
 SUMMARY = "run a command on a source that is mounted for it"
 
@@ -41,15 +43,21 @@ def run(arguments: argparse.Namespace) -> int:
     if not command:
         raise UsageError("a command is missing: nbdfs run SPEC -- CMD {} ...")
     _observing.set_up_log(arguments)
+    display = _observing.progress(arguments, own_terminal=False)
     options = parse_options([*arguments.options, *(["ro"] if arguments.readonly else [])])
     with tempfile.TemporaryDirectory(prefix="nbdfs-run-") as folder:
         order = mount.order([arguments.spec], os.path.join(folder, "disk"), options)
-        return trio.run(_serve, replace(order, metered=arguments.metrics is not None), command, arguments.metrics)
+        order = replace(order, metered=arguments.metrics is not None)
+        return trio.run(_serve, order, command, arguments.metrics, display)
 
 
-async def _serve(order: Order, command: Sequence[str], metrics: Address | None) -> int:
+async def _serve(order: Order, command: Sequence[str], metrics: Address | None, display: Shows[Exports] | None) -> int:
     status = 0
-    async with mount.mounted(order) as mounted, _observing.live_metrics(metrics, mounted.exports):
+    async with (
+        mount.mounted(order) as mounted,
+        _observing.live_metrics(metrics, mounted.exports),
+        showing(mounted.exports, display),
+    ):
         words = [word.replace("{}", mounted.session.target) for word in command]
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_stop_on_signal, mounted, nursery)

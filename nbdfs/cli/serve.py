@@ -30,6 +30,7 @@ from nbdfs.names import named_plans
 from nbdfs.nbd.server import Server
 from nbdfs.nbd.stream import PipeStream
 from nbdfs.nbd.uri import Tcp, Unix, Uri, Vsock
+from nbdfs.progress import Shows, showing
 from nbdfs.stack import Plan
 
 SUMMARY = "serve a source over NBD"
@@ -63,8 +64,9 @@ def run(arguments: argparse.Namespace) -> int:
     plans = named_plans(arguments.specs)
     what = _serving.service(arguments, _place(arguments))
     _observing.set_up_log(arguments)
+    display = _observing.progress(arguments, own_terminal=not (arguments.background or arguments.run))
     ready = supervise.background() if arguments.background else lambda: None
-    return trio.run(_serve, plans, what, arguments, ready)
+    return trio.run(_serve, plans, what, arguments, ready, display)
 
 
 def _place(arguments: argparse.Namespace) -> Place:
@@ -82,13 +84,17 @@ def _place(arguments: argparse.Namespace) -> Place:
 
 
 async def _serve(
-    plans: dict[str, Plan], what: Service, arguments: argparse.Namespace, ready: Callable[[], None]
+    plans: dict[str, Plan],
+    what: Service,
+    arguments: argparse.Namespace,
+    ready: Callable[[], None],
+    display: Shows[Exports] | None,
 ) -> int:
     async with live.opened(
         readonly=arguments.readonly, allow_empty=True, metered=arguments.metrics is not None
     ) as exports:
         await exports.open_all(plans)
-        async with _observing.live_metrics(arguments.metrics, exports):
+        async with _observing.live_metrics(arguments.metrics, exports), showing(exports, display):
             return await serve_exports(
                 what, exports, run=arguments.run, pidfile=arguments.pidfile, ready=ready, name=arguments.configured
             )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from nbdfs.errors import UserError
 from nbdfs.registry import OpenContext, find
 from nbdfs.source import HOLE, RESIDENT, Source, read
 from nbdfs.stack import open_stack
-from tests.torrents import ALONE, PIECE, VERSIONS, Tracker, make_torrent, noise, seeding, tracking, write_files
+from tests.torrents import ALONE, PIECE, VERSIONS, Tracker, make_torrent, noise, seeding, write_files
 
 SIZE = 20 * PIECE + 777
 FILES = {
@@ -25,12 +24,6 @@ FILES = {
     "many/whole-piece": noise(PIECE, 4),
     "many/tail": noise(3 * PIECE + 1, 5),
 }
-
-
-@pytest.fixture
-def tracker() -> Iterator[Tracker]:
-    with tracking() as found:
-        yield found
 
 
 async def resident(source: Source) -> int:
