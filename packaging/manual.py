@@ -25,7 +25,7 @@ DOCS = Path(__file__).parent.parent / "docs"
 FOLDERS = {"sources": "nbdfs-source-", "layers": "nbdfs-layer-"}
 
 # Pages of docs/ that describe something with a name and a section of its own.
-OWN = {"nbdfs.toml.md": ("nbdfs.toml", 5), "mount.nbdfs.md": ("mount.nbdfs", 8)}
+OWN = {"config.md": ("nbdfs.toml", 5), "mount.nbdfs.md": ("mount.nbdfs", 8)}
 ALIASES = {"mount.nbdfs": ("umount.nbdfs", "mount.fuse.nbdfs", "umount.fuse.nbdfs")}
 
 
@@ -196,9 +196,8 @@ def main() -> int:
     for name, number, text in pages():
         folder = Path(sys.argv[1]) / f"man{number}"
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{name}.{number}").write_text(roff.tidied(text))
-        for alias in ALIASES.get(name, ()):
-            (folder / f"{alias}.{number}").write_text(f".so man{number}/{name}.{number}\n")
+        for word in (name, *ALIASES.get(name, ())):
+            (folder / f"{word}.{number}").write_text(roff.tidied(text))
     return 0
 
 

@@ -74,5 +74,5 @@ def test_a_driver_has_all_its_options(manual: Path, name: str) -> None:
 def test_links_lead_to_other_pages(manual: Path) -> None:
     names = {f"{path.stem}({path.suffix[1:]})" for path in manual.glob("man*/*")}
     for path in manual.glob("man*/*"):
-        ours = set(re.findall(r"\bnbdfs(?:-[\w-]+)?\(\d\)", shown(path)))
+        ours = set(re.findall(r"(?<![.\w])nbdfs(?:-[\w-]+)?\(\d\)", shown(path)))
         assert ours <= names, path
