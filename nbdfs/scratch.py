@@ -8,7 +8,6 @@ a while; what must come from the disk always does.
 from __future__ import annotations
 
 import errno
-import mmap
 import os
 import tempfile
 import time
@@ -18,6 +17,7 @@ import trio
 
 from nbdfs.fileio import data_runs, read_whole, write_whole
 from nbdfs.libc import punch_hole
+from nbdfs.pages import Pages
 
 _SLOW_WRITE = 0.005  # seconds after which a write was no mere copy
 _DISTRUST = 1.0  # seconds for which writes then go to a thread
@@ -34,9 +34,10 @@ class Scratch:
         self.size: Final = size
         self.in_memory: Final = in_memory
         self._start = start
+        self._mappable = in_memory and size > 0
         self._distrust_until = 0.0
         self._failed = 0  # errno of a sync
-        self._view: memoryview | None = None
+        self._pages: Pages | None = None
 
     async def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fill `buffer` from `offset`."""
@@ -90,11 +91,17 @@ class Scratch:
             self._failed = error.errno or errno.EIO
             raise
 
-    def view(self, offset: int, length: int) -> memoryview:
-        """The bytes themselves, of a store in memory."""
-        if self._view is None:
-            self._view = memoryview(mmap.mmap(self.descriptor, self.size))
-        return self._view[offset : offset + length]
+    def view(self, offset: int, length: int) -> memoryview | None:
+        """The bytes themselves, if they are in memory and no hole."""
+        if not self._mappable:
+            return None
+        if self._pages is None:
+            try:
+                self._pages = Pages(self.descriptor, self.size)
+            except OSError:  # a limit on address space
+                self._mappable = False
+                return None
+        return self._pages.view(offset, length)
 
     def data_runs(self, offset: int, length: int) -> list[tuple[int, int, bool]]:
         """Cut the range into runs (start, end, whether data), as the file system knows its holes."""

@@ -121,7 +121,9 @@ class Cow(Layer):
             return None
         first, last = self._blocks(offset, length)
         _, stop, inside = next(self._overlay.present.runs(first, last))
-        return self.below.view(offset, length) if stop == last and not inside else None
+        if stop < last:
+            return None
+        return self._content.view(offset, length) if inside else self.below.view(offset, length)
 
     def statistics(self) -> Mapping[str, int]:
         return {"overlay_bytes": min(self._overlay.present.total * self._block, self._size)}

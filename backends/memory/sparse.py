@@ -1,12 +1,11 @@
 """A disk in a memfd: holes where nothing was written, one memory for every reader, writer and mapping.
 
-Reads and writes are system calls on the memfd.  Its mapping serves only `view`, and only for pages that are there:
-touching a hole through it would allocate, and where no memory is left that kills the process.
+Reads and writes are system calls on the memfd.  Its mapping serves only `view`, and only for pages that are there.
 """
 
 from __future__ import annotations
 
-import ctypes
+import contextlib
 import errno
 import fcntl
 import mmap
@@ -20,6 +19,7 @@ from nbdfs import libc
 from nbdfs.backends.memory.budget import Budget, available
 from nbdfs.errors import SourceError, UserError
 from nbdfs.fileio import data_runs, read_whole, write_whole
+from nbdfs.pages import Pages
 from nbdfs.ranges import align_down, align_up, pieces
 from nbdfs.source import ALLOCATION, HOLE, ZERO, Backing, Caps, Extent, Source, SourceInfo
 from nbdfs.units import format_size
@@ -29,7 +29,6 @@ _CAPS = (Caps.WRITE | Caps.FUA | Caps.TRIM | Caps.ZERO | Caps.FAST_ZERO | Caps.E
 _PAGE = mmap.PAGESIZE
 _LARGEST_MAP = 16 << 40  # bytes; the address space holds a few of these
 _SMALLEST_VIEW = 32 << 10  # bytes; below, asking for the pages costs more than the copy that a view saves
-_LARGEST_VIEW = 32 << 20
 _MOST_EXTENTS = 1024  # in one answer
 _ZEROES = memoryview(bytes(1 << 20))
 _ZERO_SLICE = 64 << 20  # bytes written before others get a turn
@@ -44,11 +43,7 @@ class Memory(Source):
         self.info = SourceInfo(size, _CAPS, description=f"memory:{format_size(size)}")
         self._locked = locked
         self._budget = Budget()
-        self._map: mmap.mmap | None = None
-        self._pages = memoryview(b"")  # the whole mapping
-        self._address = 0
-        self._resident = bytearray(_LARGEST_VIEW // _PAGE + 1)  # one a page, as mincore(2) fills it
-        self._vector = (ctypes.c_char * len(self._resident)).from_buffer(self._resident)
+        self._pages: Pages | None = None  # without: there are no views
         self._data = range(0)  # a run known to be data: it spares walking it again for each small question
 
     async def __aenter__(self) -> Self:
@@ -67,21 +62,16 @@ class Memory(Source):
     def _map_pages(self) -> None:
         size = self.info.size
         if 0 < size <= _LARGEST_MAP:
-            try:
-                self._map = mmap.mmap(self._fd, size)
-            except OSError:  # a limit on address space: do without views
-                self._map = None
-        if self._map is not None:
-            self._pages = memoryview(self._map)
-            self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
+            with contextlib.suppress(OSError):  # a limit on address space
+                self._pages = Pages(self._fd, size)
         if self._locked:
             self._lock()
 
     def _lock(self) -> None:
-        if self._map is None:
+        if self._pages is None:
             raise UserError(f"memory: {format_size(self.info.size)} cannot be locked in memory: leave out mlock")
         try:
-            libc.mlock_on_fault(self._address, align_up(self.info.size, _PAGE))
+            libc.mlock_on_fault(self._pages.address, align_up(self.info.size, _PAGE))
         except OSError as error:
             raise UserError(
                 f"memory: cannot lock {format_size(self.info.size)} in memory: {error.strerror}; "
@@ -89,9 +79,8 @@ class Memory(Source):
             ) from error
 
     async def aclose(self) -> None:
-        self._pages.release()
-        if self._map is not None:
-            self._map.close()
+        if self._pages is not None:
+            self._pages.close()
         os.close(self._fd)
 
     def statistics(self) -> Mapping[str, int]:
@@ -109,9 +98,9 @@ class Memory(Source):
             self._ask_for(self._missing(offset, length))
         try:
             write_whole(self._fd, data, offset)
-            if self._map is not None and self._locked:
+            if self._pages is not None and self._locked:
                 first = align_down(offset, _PAGE)
-                self._map.madvise(_MADV_POPULATE_READ, first, align_up(offset + length, _PAGE) - first)
+                self._pages.map.madvise(_MADV_POPULATE_READ, first, align_up(offset + length, _PAGE) - first)
         except OSError as error:
             raise self._no_space(error) from error
 
@@ -151,7 +140,7 @@ class Memory(Source):
         """The size of a sealed memfd is fixed for good, so the content moves to another one."""
         async with Memory(size, locked=self._locked) as other:  # at the end this closes whichever memfd it has then
             await self._copy_to(other)
-            for name in ("info", "_fd", "_map", "_pages", "_address", "_data", "_fits"):
+            for name in ("info", "_fd", "_pages", "_data", "_fits"):
                 ours, theirs = getattr(self, name), getattr(other, name)
                 setattr(self, name, theirs)
                 setattr(other, name, ours)
@@ -187,15 +176,10 @@ class Memory(Source):
         return found
 
     def view(self, offset: int, length: int, *, writable: bool = False) -> memoryview | None:
-        if self._map is None or not _SMALLEST_VIEW <= length <= _LARGEST_VIEW:
+        if self._pages is None or length < _SMALLEST_VIEW:
             return None
-        first = align_down(offset, _PAGE)
-        pages = (align_up(offset + length, _PAGE) - first) // _PAGE
-        libc.mincore(self._address + first, pages * _PAGE, self._vector)
-        if self._resident.count(1, 0, pages) < pages:
-            return None
-        view = self._pages[offset : offset + length]
-        return view if writable else view.toreadonly()
+        view = self._pages.view(offset, length)
+        return view if writable or view is None else view.toreadonly()
 
     def backing(self) -> Backing | None:
         """The memfd, unless writes to it must go by us: to be locked, or to be refused when memory runs out."""

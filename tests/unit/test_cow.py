@@ -300,3 +300,14 @@ async def test_an_overlay_over_memory_is_in_memory(spec: str, memory: bool, tmp_
     async with open_stack("cow::" + spec.format(tmp_path / "image")) as layer:
         assert layer.below._content.in_memory is memory  # type: ignore[attr-defined]
         assert (Caps.IMMEDIATE in layer.info.caps) is memory
+
+
+async def test_what_the_overlay_has_in_memory_is_viewed_in_place() -> None:
+    async with open_stack("cow::memory:1M") as source:
+        data = memoryview(os.urandom(128 << 10))
+        await source.pwrite(data, 64 << 10)
+        assert source.view(64 << 10, 128 << 10) == data
+        assert source.view(0, 128 << 10) is None  # in part below
+        await source.trim(64 << 10, 64 << 10)
+        assert source.view(64 << 10, 128 << 10) is None  # a hole
+        assert await read(source, 64 << 10, 128 << 10) == bytes(64 << 10) + data[64 << 10 :]
