@@ -9,8 +9,8 @@ import trio
 
 from nbdfs.errors import SourceError, UserError
 from nbdfs.nbd.client import Client
-from nbdfs.nbd.handshake import ExportFacts
 from nbdfs.nbd.proto import constants as nbd
+from nbdfs.nbd.proto.answers import RemoteExport
 from nbdfs.ranges import pieces
 from nbdfs.source import ALLOCATION, MAX_SIZE, BlockSize, Caps, Extent, Health, Source, SourceInfo
 
@@ -27,7 +27,7 @@ _CAPS = {
 }
 
 
-def source_info(export: ExportFacts, name: str) -> SourceInfo:
+def source_info(export: RemoteExport, name: str) -> SourceInfo:
     """What an export is, as a source.  A size that is no multiple of the minimum block is cut to one."""
     if export.size > MAX_SIZE:
         raise UserError(f"{name}: the server says that it has {export.size} bytes; a file can have {MAX_SIZE}")

@@ -14,8 +14,8 @@ from nbdfs.errors import UserError
 from nbdfs.info import facts
 from nbdfs.info.facts import Facts
 from nbdfs.nbd.client import ClientOptions, Target, connected, list_exports, target_of_captive, target_of_uri
-from nbdfs.nbd.handshake import ExportFacts, ServerFacts
 from nbdfs.nbd.proto import constants as nbd
+from nbdfs.nbd.proto.answers import RemoteExport, ServerFacts
 from nbdfs.nbd.uri import Uri
 from nbdfs.stack import Plan
 
@@ -58,7 +58,7 @@ async def _target(planned: Plan) -> AsyncIterator[tuple[Target, Uri | None]]:
         yield target_of_uri(uri), uri
 
 
-def _facts(export: ExportFacts, uri: Uri | None) -> Facts:
+def _facts(export: RemoteExport, uri: Uri | None) -> Facts:
     name = export.canonical_name or export.name
     return Facts(
         size=export.size,

@@ -25,9 +25,10 @@ import trio
 from nbdfs.captive import Captive
 from nbdfs.errors import SourceError, UserError
 from nbdfs.nbd.channel import Channel, dial
-from nbdfs.nbd.handshake import ExportFacts, Handshake, HandshakeError, ServerFacts
+from nbdfs.nbd.handshake import Handshake, HandshakeError
 from nbdfs.nbd.mux import ConnectionLostError, Mux, Polling
 from nbdfs.nbd.proto import constants as nbd
+from nbdfs.nbd.proto.answers import RemoteExport, ServerFacts
 from nbdfs.nbd.request import Request
 from nbdfs.nbd.tls import client_context
 from nbdfs.nbd.uri import Tcp, Uri
@@ -122,7 +123,7 @@ async def shaking_hands(target: Target, *, extended: bool = True) -> AsyncIterat
         raise
 
 
-async def list_exports(target: Target, *, all_of_them: bool = True) -> tuple[ServerFacts, list[ExportFacts]]:
+async def list_exports(target: Target, *, all_of_them: bool = True) -> tuple[ServerFacts, list[RemoteExport]]:
     """What a server offers: all its exports, or the target's own.  Raises OSError."""
     async with shaking_hands(target) as (channel, handshake):
         named = await handshake.list_exports() if all_of_them else [(target.export, "")]
@@ -133,7 +134,7 @@ async def list_exports(target: Target, *, all_of_them: bool = True) -> tuple[Ser
             except HandshakeError as error:
                 if error.reply != nbd.REP_ERR_UNSUP:
                     raise
-                export = ExportFacts(name, 0, 0)
+                export = RemoteExport(name, 0, 0)
             if not export.size:  # old servers find the size out for who enters only
                 export = await _by_entering(target, name)
             exports.append(replace(export, description=export.description or description))
@@ -142,7 +143,7 @@ async def list_exports(target: Target, *, all_of_them: bool = True) -> tuple[Ser
     return handshake.facts, exports
 
 
-async def _by_entering(target: Target, name: str) -> ExportFacts:
+async def _by_entering(target: Target, name: str) -> RemoteExport:
     """What the server says about an export to who enters it."""
     async with shaking_hands(target) as (channel, handshake):
         export = await handshake.go(name)
@@ -175,7 +176,7 @@ class Client:
     Its operations raise SourceError; offsets and lengths are within the server's block size limits.
     """
 
-    def __init__(self, target: Target, options: ClientOptions, server: ServerFacts, export: ExportFacts) -> None:
+    def __init__(self, target: Target, options: ClientOptions, server: ServerFacts, export: RemoteExport) -> None:
         self.server = server
         self.export = export
         self._target = target
@@ -354,7 +355,7 @@ class Client:
             self._check(handshake.facts, export)
             return _mux(channel, handshake, self._polling)
 
-    def _check(self, server: ServerFacts, export: ExportFacts) -> None:
+    def _check(self, server: ServerFacts, export: RemoteExport) -> None:
         """Whether the export is still the one that was opened, as far as can be told."""
         known = self.export
         wrong = ""

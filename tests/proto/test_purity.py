@@ -10,6 +10,7 @@ def test_proto_imports_neither_io_nor_trio() -> None:
     code = (
         "import sys; before = set(sys.modules)\n"
         "import nbdfs.nbd.proto.handshake, nbdfs.nbd.proto.transmission, nbdfs.nbd.proto.replies\n"
+        "import nbdfs.nbd.proto.client_handshake\n"
         "print(*sorted({name.partition('.')[0] for name in set(sys.modules) - before}))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
