@@ -1,8 +1,8 @@
 """The client's side of the handshake: fixed newstyle, newstyle and oldstyle as far as old servers have it.
 
-`client_states.TRANSITIONS` has every step.  A state that has an option in `_OPTIONS` sends it when it is entered, unless
-there is no need to (`_NEEDLESS`), and is left once the server has acknowledged or refused it.  A refusal that is not in
-the table is the end.
+`client_states.TRANSITIONS` has every step.  A state with an option in `_OPTIONS` sends it when it is entered, unless
+there is no need to (`_NEEDLESS`), and is left once the server has acknowledged or refused it.  A refusal that is not
+in the table is the end.
 """
 
 from __future__ import annotations
