@@ -75,7 +75,6 @@ async def _serve(
     display: Shows[Exports] | None,
 ) -> None:
     async with mount.mounted(order) as mounted, AsyncExitStack() as stack:
-        stack.enter_context(supervise.pid_file(arguments.pidfile))
         session, exports = mounted.session, mounted.exports
         sizes = ", ".join(format_size(export.source.info.size) for export in list(exports)[:3])
         how = "in passthrough" if session.passthrough.enabled else "by the data plane"
@@ -89,6 +88,7 @@ async def _serve(
         more = await stack.enter_async_context(reloading(arguments.configured, exports))
         controls = Controls(exports, "mount", session.target, uris, name=arguments.configured)
         await stack.enter_async_context(controlled({**controls.methods(), **more}))
+        stack.enter_context(supervise.pid_file(arguments.pidfile))  # the last, since it tells that all is up
         ready()
         async with systemd.service(partial(activity, exports)), showing(exports, display):
             await mounted.over()

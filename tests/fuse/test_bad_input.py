@@ -169,3 +169,11 @@ def test_umount_of_what_is_no_mount(tmp_path: Path) -> None:
 def test_in_the_background_the_status_tells_too(tmp_path: Path) -> None:
     file = tmp_path / "disk.img"
     refused(nbdfs("mount", "-b", "/no/such/file", str(file)), file, FAILURE, "No such file")
+
+
+def test_the_pid_file_is_the_last_thing_since_it_tells_that_all_is_up(mount_data_plane: Mounter) -> None:
+    """Of a place to serve on that cannot be had and a PID file that cannot be written, the former is found first."""
+    folder = mount_data_plane.folder
+    (folder / "no-socket").touch()
+    words = ["--listen", f"nbd+unix:///?socket={folder}/no-socket", "-P", f"{folder}/nowhere/pid"]
+    refused(nbdfs("mount", *words, "memory:1M", f"{folder}/disk"), folder / "disk", FAILURE, "no socket")
