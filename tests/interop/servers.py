@@ -101,13 +101,33 @@ def raw(serving: Serving) -> Iterator[socket.socket]:
         yield sock
 
 
-def enter(sock: socket.socket, *, structured: bool = False) -> None:
-    """Shake hands, up to the transmission phase of the default export."""
+def greet(sock: socket.socket) -> None:
+    """Answer the greeting, in fixed newstyle without zeroes."""
     receive(sock, 18)
     sock.sendall(struct.pack(">I", 3))
+
+
+def string(text: str) -> bytes:
+    """A string with its length, as the data of options has it."""
+    return struct.pack(">I", len(text.encode())) + text.encode()
+
+
+def ask(sock: socket.socket, option: int, data: bytes = b"") -> list[tuple[int, bytes]]:
+    """Send an option; the type and data of each reply, up to the last."""
+    sock.sendall(struct.pack(">QII", nbd.OPTION_MAGIC, option, len(data)) + data)
+    replies: list[tuple[int, bytes]] = []
+    while not replies or not (replies[-1][0] == nbd.REP_ACK or replies[-1][0] & nbd.REP_FLAG_ERROR):
+        magic, about, kind, length = struct.unpack(">QIII", receive(sock, 20))
+        assert (magic, about) == (nbd.REPLY_MAGIC, option)
+        replies.append((kind, receive(sock, length)))
+    return replies
+
+
+def enter(sock: socket.socket, *, structured: bool = False) -> None:
+    """Shake hands, up to the transmission phase of the default export."""
+    greet(sock)
     if structured:
-        sock.sendall(struct.pack(">QII", nbd.OPTION_MAGIC, nbd.OPT_STRUCTURED_REPLY, 0))
-        receive(sock, 20)
+        ask(sock, nbd.OPT_STRUCTURED_REPLY)
     sock.sendall(struct.pack(">QII", nbd.OPTION_MAGIC, nbd.OPT_EXPORT_NAME, 0))
     receive(sock, 10)
 
@@ -119,6 +139,13 @@ def receive(sock: socket.socket, count: int) -> bytes:
         assert part, "the server hung up"
         data += part
     return data
+
+
+def reply_of(sock: socket.socket, cookie: int = 7) -> int:
+    """The error of a simple reply."""
+    magic, error, about = struct.unpack(">IIQ", receive(sock, 16))
+    assert (magic, about) == (nbd.SIMPLE_REPLY_MAGIC, cookie)
+    return int(error)
 
 
 def request(command: int, offset: int = 0, length: int = 0, *, flags: int = 0, cookie: int = 7) -> bytes:
