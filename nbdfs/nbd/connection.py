@@ -45,6 +45,9 @@ _POLL_NS = 50_000  # how long to look for the next request before sleeping
 _HOT_NS = 250_000  # a wait no longer, the way through trio included, means that requests come fast
 _SLICE_NS = 2_000_000  # how long to go on without letting other tasks run
 _BATCH = 256 << 10  # bytes of replies that are sent together
+_LARGE = (
+    64 << 10
+)  # bytes: after a payload that long the next header is received alone, so that what follows can go in place
 
 
 class HungUpError(Exception):
@@ -67,6 +70,7 @@ class Connection:
         self._batch = memoryview(b"")  # small reads of one batch are read into it
         self._batch_used = 0
         self._hot = False
+        self._large = False  # whether the last request had a large payload
         self._slice_end = 0
 
     async def run(self) -> None:
@@ -241,6 +245,7 @@ class Connection:
         """A WRITE to a source that never waits."""
         length = request.length
         received = self._input
+        self._large = length >= _LARGE
         if len(received) >= length:
             start = received.start
             received.start += length
@@ -273,6 +278,8 @@ class Connection:
             count = self._input.move_into(place) or self._stream.recv_now(place)
             if count == 0:
                 raise ProtocolError("hung up in the middle of a payload")
+            if count == WOULD_BLOCK:
+                count = self._poll(place)
             if count == WOULD_BLOCK:
                 place = None
                 await self._readable(self._limits.stall, "the rest of a payload did not come")
@@ -310,6 +317,9 @@ class Connection:
     async def _receive(self) -> None:
         """Receive what is there, at least one byte."""
         space = self._input.space()
+        if self._large:
+            space = space[: self._machine.header_size]
+            self._large = False
         count = self._stream.recv_now(space)
         if count == WOULD_BLOCK and self._hot:
             count = self._poll(space)

@@ -66,7 +66,7 @@ class Operations:
 
     def view(self, request: Request) -> memoryview | None:
         """The bytes of a READ, where they are in memory and go out as they are."""
-        if self._export.before_access or (self._finds_holes and request.length >= _LEAST_HOLES):
+        if self._export.before_access:
             return None
         return self._source.view(request.offset, request.length)
 
@@ -81,8 +81,9 @@ class Operations:
 
     async def read(self, request: Request, buffer: memoryview | None) -> None:
         assert buffer is not None
-        await self._before(request)
-        extents = await self._holes(request)
+        if self._export.before_access:
+            await self._export.before_access(request.offset, request.length)
+        extents = await self._holes(request) if request.length >= _LEAST_HOLES else []
         if extents:
             await self._read_sparse(request, buffer, extents)
         elif self._backing and request.length >= _LEAST_FILE:
@@ -94,7 +95,7 @@ class Operations:
 
     async def _holes(self, request: Request) -> list[Extent]:
         """The extents of a READ, if some of them need not be sent."""
-        if not self._finds_holes or request.length < _LEAST_HOLES or request.flags & nbd.CMD_FLAG_DF:
+        if not self._finds_holes or request.flags & nbd.CMD_FLAG_DF:
             return []
         extents = await self._source.extents(request.offset, request.length)
         if not any(extent.flags & ZERO for extent in extents):
@@ -122,9 +123,13 @@ class Operations:
 
     async def write(self, request: Request, buffer: memoryview | None) -> None:
         assert buffer is not None
-        await self._before(request)
-        await self._source.pwrite(buffer[: request.length], request.offset, fua=bool(request.flags & nbd.CMD_FLAG_FUA))
-        await self._changed(request)
+        export, offset, length = self._export, request.offset, request.length
+        if export.before_access:
+            await export.before_access(offset, length)
+        await self._source.pwrite(buffer[:length], offset, fua=bool(request.flags & nbd.CMD_FLAG_FUA))
+        if export.after_write:
+            await export.after_write(offset, length)
+        self._output.put(self._machine.success(request))
 
     async def _flush(self, request: Request, buffer: memoryview | None) -> None:
         await self._source.flush()

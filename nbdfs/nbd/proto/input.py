@@ -11,7 +11,7 @@ class Input:
     Payload that came along with headers is taken out by `move_into`; all other payload never comes here.
     """
 
-    def __init__(self, size: int = 128 << 10) -> None:
+    def __init__(self, size: int = 256 << 10) -> None:
         self.view = memoryview(mmap.mmap(-1, size))  # pages that were never received into cost nothing
         self.start = 0
         self.end = 0

@@ -77,6 +77,7 @@ class ServerTransmission:
         self._flags = flags
         self._state = _State.REQUEST
         self._header = _EXTENDED_REQUEST if agreed.extended else _REQUEST
+        self.header_size = self._header.size  # bytes
         self._magic = nbd.EXTENDED_REQUEST_MAGIC if agreed.extended else nbd.REQUEST_MAGIC
         self._refused: Refused | None = None
         self._allowed = {command: flags_of & ~self._unavailable() for command, flags_of in _FLAGS.items()}
