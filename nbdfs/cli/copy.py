@@ -9,13 +9,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import sys
 from typing import TextIO
 
-import trio
-
-from nbdfs.cli._words import preparation
+from nbdfs.cli._words import preparation, progress_descriptor
 from nbdfs.cli.main import Parser
 from nbdfs.copying import CopyOptions, Summary, copy
 from nbdfs.errors import UsageError, UserError
@@ -88,11 +85,7 @@ def options_of(arguments: argparse.Namespace) -> CopyOptions:
 def display_of(progress: str | None, quiet: bool) -> Display | None:
     """How progress is shown: as asked for, else a bar if there is a terminal."""
     if progress is not None and progress != "bar":
-        try:
-            os.fstat(int(progress))
-        except (ValueError, OverflowError, OSError):
-            raise UsageError(f"--progress={progress}: the number of an open descriptor is wanted") from None
-        return Lines(int(progress))
+        return Lines(progress_descriptor(progress))
     if progress == "bar" or (sys.stderr.isatty() and not quiet):
         return Bar(sys.stderr)
     return None
@@ -101,7 +94,7 @@ def display_of(progress: str | None, quiet: bool) -> Display | None:
 def run(arguments: argparse.Namespace) -> int:
     source, destination = parse(arguments.source), parse(arguments.destination)
     display = display_of(arguments.progress, arguments.quiet)
-    summary = trio.run(copy, source, destination, options_of(arguments), display)
+    summary = copy(source, destination, options_of(arguments), display)
     out = sys.stderr if arguments.destination == "-" else sys.stdout
     if arguments.json:
         print(json.dumps(dataclasses.asdict(summary), indent=2), file=out)

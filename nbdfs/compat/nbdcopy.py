@@ -9,8 +9,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-import trio
-
 from nbdfs.cli.copy import add_copy_arguments, display_of, options_of, print_hashes
 from nbdfs.compat import _peer
 from nbdfs.copying import CopyOptions, copy
@@ -30,7 +28,7 @@ def run(argv: Sequence[str]) -> int:
     parser.set_defaults(compare_zeroes=False)
     arguments = _peer.parse_words(parser, argv)
     source, destination = _end(arguments.source), _end(arguments.destination)
-    summary = trio.run(copy, source, destination, options_of(arguments), display_of(arguments.progress, quiet=True))
+    summary = copy(source, destination, options_of(arguments), display_of(arguments.progress, quiet=True))
     if arguments.verbose:
         size = f"{summary.size} ({format_size(summary.size)})"
         for name, end in (("src", source), ("dst", destination)):

@@ -142,6 +142,36 @@ class StreamOutput:
         """Nothing: what a pipe's reader does with the bytes is its own business."""
 
 
+class GrowingFile:
+    """An output for a stream of unknown length: a regular file that grows as bytes come, holes for zeroes."""
+
+    def __init__(self, fd: int, *, sparse: int) -> None:
+        self._fd = fd
+        self._sparse = sparse
+        self._end = 0
+
+    async def write(self, data: memoryview, offset: int) -> int:
+        self._end = max(self._end, offset + len(data))
+        return await trio.to_thread.run_sync(self._write, data, offset)
+
+    async def zero(self, offset: int, length: int) -> None:
+        self._end = max(self._end, offset + length)
+
+    async def finish(self) -> None:
+        os.ftruncate(self._fd, self._end)
+        await trio.to_thread.run_sync(os.fsync, self._fd)
+
+    def _write(self, data: memoryview, offset: int) -> int:
+        zeroed = 0
+        for start, stop, zero in runs(data, offset, self._sparse) if self._sparse else [(0, len(data), False)]:
+            if zero:
+                zeroed += stop - start
+                continue
+            while start < stop:
+                start += os.pwrite(self._fd, data[start:stop], offset + start)
+        return zeroed
+
+
 class NullOutput:
     """Everything is thrown away."""
 

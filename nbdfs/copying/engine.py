@@ -15,6 +15,7 @@ import trio
 
 from nbdfs.copying.digests import Hasher
 from nbdfs.copying.ends import Input, Output
+from nbdfs.copying.options import Counters
 from nbdfs.copying.plain import copy_range
 from nbdfs.copying.plan import Kind, Piece
 from nbdfs.copying.turns import Turns
@@ -34,16 +35,6 @@ _LONGEST_PAUSE = 10.0
 
 class CopyError(Exception):
     """One piece could not be moved; the text says which side failed, where and why."""
-
-
-@dataclass
-class Counters:
-    """Bytes by what was done with them, and how often a request was tried again."""
-
-    copied: int = 0
-    zeroed: int = 0
-    skipped: int = 0
-    retries: int = 0
 
 
 @dataclass

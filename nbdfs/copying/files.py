@@ -1,13 +1,10 @@
-"""Plain files and pipes named as an end of a copy: tell them from devices, create them, write them as they grow."""
+"""Plain files and pipes named as an end of a copy: tell them from devices, create them."""
 
 from __future__ import annotations
 
 import os
 import stat
 
-import trio
-
-from nbdfs.copying.zeroes import runs
 from nbdfs.errors import UserError
 from nbdfs.source import Backing
 from nbdfs.spec import Spec
@@ -100,33 +97,3 @@ def _identity(facts: os.stat_result) -> tuple[bool, int, int]:
     if stat.S_ISBLK(facts.st_mode):
         return True, facts.st_rdev, 0
     return False, facts.st_dev, facts.st_ino
-
-
-class GrowingFile:
-    """An output for a stream of unknown length: a regular file that grows as bytes come, holes for zeroes."""
-
-    def __init__(self, fd: int, *, sparse: int) -> None:
-        self._fd = fd
-        self._sparse = sparse
-        self._end = 0
-
-    async def write(self, data: memoryview, offset: int) -> int:
-        self._end = max(self._end, offset + len(data))
-        return await trio.to_thread.run_sync(self._write, data, offset)
-
-    async def zero(self, offset: int, length: int) -> None:
-        self._end = max(self._end, offset + length)
-
-    async def finish(self) -> None:
-        os.ftruncate(self._fd, self._end)
-        await trio.to_thread.run_sync(os.fsync, self._fd)
-
-    def _write(self, data: memoryview, offset: int) -> int:
-        zeroed = 0
-        for start, stop, zero in runs(data, offset, self._sparse) if self._sparse else [(0, len(data), False)]:
-            if zero:
-                zeroed += stop - start
-                continue
-            while start < stop:
-                start += os.pwrite(self._fd, data[start:stop], offset + start)
-        return zeroed

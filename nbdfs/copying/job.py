@@ -19,6 +19,7 @@ from nbdfs.copying.digests import BlockHash, Digest, Hasher
 from nbdfs.copying.ends import (
     DeviceInput,
     DeviceOutput,
+    GrowingFile,
     Input,
     NullOutput,
     Output,
@@ -27,7 +28,7 @@ from nbdfs.copying.ends import (
     both_immediate,
 )
 from nbdfs.copying.engine import CopyError, Engine
-from nbdfs.copying.options import CopyOptions, Summary
+from nbdfs.copying.options import LARGEST_ALIGN, SPARSE, Begun, CopyOptions, Summary, incomplete
 from nbdfs.copying.plain import STEP
 from nbdfs.copying.plan import Planner
 from nbdfs.copying.resume import StateFile
@@ -39,20 +40,20 @@ from nbdfs.source import Backing
 from nbdfs.spec import Spec
 from nbdfs.stack import Plan, open_stack, plan
 
-_SPARSE = 4096  # bytes; the least block in which zeroes are looked for
-_LARGEST_ALIGN = 64 << 10  # bytes; a preferred block size above that is a wish too costly to follow
 _FILE_WORKERS = 2  # copies of plain files in flight: one moves memory while the other waits for a disk
 _SAVE_INTERVAL = 2.0  # seconds between two flushes that a state file can claim
 _SAVE_TIMEOUT = 30.0  # seconds that the last one may take after a failure
 
 
-async def copy(source: Spec, destination: Spec, options: CopyOptions, display: Display | None = None) -> Summary:
-    """Copy one spec to another; `-` is a standard stream, `null:` takes everything.
+async def copy(
+    source: Spec, destination: Spec, options: CopyOptions, display: Display | None = None, begun: Begun | None = None
+) -> Summary:
+    """Copy one spec to another; `-` is a standard stream, `null:` takes everything.  What was `begun` is gone on with.
 
     On return the copy is complete and flushed.  Raises UserError, one line, if it is not; the line says so when the
     destination was changed.  SIGINT, SIGTERM and SIGHUP stop a copy that way too.
     """
-    job = _Job(source, destination, options, display)
+    job = _Job(source, destination, options, display, begun or Begun())
     failure: UserError | None = None
     async with AsyncExitStack() as stack:
         try:
@@ -65,8 +66,11 @@ async def copy(source: Spec, destination: Spec, options: CopyOptions, display: D
 
 
 class _Job:
-    def __init__(self, source: Spec, destination: Spec, options: CopyOptions, display: Display | None) -> None:
+    def __init__(
+        self, source: Spec, destination: Spec, options: CopyOptions, display: Display | None, begun: Begun
+    ) -> None:
         options.check()
+        self.begun = begun
         self.options = options
         self.display = display
         self.source_spec, self.destination_spec = source, destination
@@ -96,16 +100,16 @@ class _Job:
         await self._carry_out()
 
     def summary(self) -> Summary:
-        counters = self.engine.counters
+        counters, before = self.engine.counters, self.begun.counters
         block_hash = self.block_hash
         return Summary(
             source=self._name(self.source_plan, self.source_spec),
             destination=self._name(self.destination_plan, self.destination_spec),
             size=self.progress.done,
             way=self.way,
-            copied=counters.copied,
-            zeroed=counters.zeroed,
-            skipped=counters.skipped,
+            copied=counters.copied + before.copied,
+            zeroed=counters.zeroed + before.zeroed,
+            skipped=counters.skipped - before.copied - before.zeroed,
             retries=counters.retries,
             seconds=round(time.monotonic() - self.started, 3),
             flushed=self.flushed,
@@ -180,7 +184,7 @@ class _Job:
 
     def _load_state(self) -> RangeSet:
         if not self.options.resume:
-            return RangeSet()
+            return self.begun.done
         self.state = StateFile(self.options.resume, self._facts())
         done = self.state.load() or RangeSet()
         try:
@@ -265,19 +269,19 @@ class _Job:
         options = self.options
         sparse = options.sparse
         if sparse is None:  # zeroes that must be allocated are as well written as zeroed
-            sparse = 0 if options.allocated else max(_SPARSE, self._align())
+            sparse = 0 if options.allocated else max(SPARSE, self._align())
         if self.destination:
             return DeviceOutput(self.destination, sparse=sparse, allocated=options.allocated, blank=blank)
         if self.output_fd is None:
             return NullOutput()
         if self.created:
-            return files.GrowingFile(self.output_fd, sparse=sparse)
+            return GrowingFile(self.output_fd, sparse=sparse)
         return StreamOutput(self.output_fd)
 
     def _align(self) -> int:
         """What the edges of data are rounded to: the destination's preferred block."""
         block = self.destination.info.block.preferred if self.destination else 1
-        usable = block & (block - 1) == 0 and block <= min(_LARGEST_ALIGN, self.options.request_size)
+        usable = block & (block - 1) == 0 and block <= min(LARGEST_ALIGN, self.options.request_size)
         return block if usable and self.options.request_size % block == 0 else 1
 
     # Moving
@@ -309,7 +313,7 @@ class _Job:
             await self.engine.output.finish()
         except OSError as error:
             return f"cannot flush the destination: {error}"
-        self.flushed = isinstance(self.engine.output, DeviceOutput | files.GrowingFile)
+        self.flushed = isinstance(self.engine.output, DeviceOutput | GrowingFile)
         self.complete = True
         if self.state:
             self.state.remove()
@@ -352,9 +356,7 @@ class _Job:
         name = self._name(self.destination_plan, self.destination_spec)
         if self.complete:
             return f"{name} was written, but is not verified"
-        text = f"{name} is incomplete"
-        if self.progress.total is not None:
-            text += f", {self.progress.done} of {self.progress.total} bytes are there"
+        text = incomplete(name, self.progress)
         if self.state:
             try:
                 await self._save_state()

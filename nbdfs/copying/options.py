@@ -5,7 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from nbdfs.errors import UsageError
+from nbdfs.progress import Progress
+from nbdfs.ranges import RangeSet
 
+SPARSE = 4096  # bytes; the least block in which zeroes are looked for
+LARGEST_ALIGN = 64 << 10  # bytes; a preferred block size above that is a wish too costly to follow
 LARGEST_REQUEST = 32 << 20  # bytes; NBD clients and servers agree on no more
 
 
@@ -44,6 +48,32 @@ class CopyOptions:
             raise UsageError(f"the block in which zeroes are looked for is a power of two, not {self.sparse}")
         if min(self.connections, self.requests) < 1:
             raise UsageError("at least one connection and one request are needed")
+
+
+@dataclass
+class Counters:
+    """Bytes by what was done with them, and how often a request was tried again."""
+
+    copied: int = 0
+    zeroed: int = 0
+    skipped: int = 0
+    retries: int = 0
+
+
+@dataclass
+class Begun:
+    """What of a copy was done before, in the same command."""
+
+    done: RangeSet = field(default_factory=RangeSet)
+    counters: Counters = field(default_factory=Counters)
+
+
+def incomplete(name: str, progress: Progress) -> str:
+    """What is to be said of a destination whose copy has failed."""
+    text = f"{name} is incomplete"
+    if progress.total is not None:
+        text += f", {progress.done} of {progress.total} bytes are there"
+    return text
 
 
 @dataclass

@@ -1,0 +1,228 @@
+"""One connection to an NBD export that blocks its thread: what a lane reads from and writes to.
+
+The protocol is that of the client's other driver: `Handshake` and `Replies`.  A header is received to its last byte and
+not beyond, so that the payload behind it can be moved on by the kernel without being seen here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import select
+import socket
+import struct
+from collections.abc import Coroutine
+from typing import Any, TypeVar, cast
+
+from nbdfs.errors import SourceError
+from nbdfs.nbd.handshake import Handshake
+from nbdfs.nbd.proto import constants as nbd
+from nbdfs.nbd.proto.events import ProtocolError
+from nbdfs.nbd.proto.input import Input
+from nbdfs.nbd.proto.pending import Pending
+from nbdfs.nbd.proto.replies import Replies
+from nbdfs.nbd.uri import HOST_CID, Address, Tcp, Unix, Uri
+from nbdfs.source import ALLOCATION
+from nbdfs.undo import unless_done
+
+T = TypeVar("T")
+
+_HANDSHAKE_TIMEOUT = 15.0  # seconds for each wait of a handshake
+_HEADERS = 4096  # bytes; more than any header is long
+
+
+class Request(Pending):
+    """A request of a lane, which keeps its own notes on it in `note`."""
+
+    __slots__ = ("done", "note")
+
+    def __init__(self, command: int, offset: int, length: int, flags: int = 0, *, note: Any = None) -> None:
+        super().__init__(command, offset, length, flags)
+        self.done = False
+        self.note = note
+
+
+class LostError(Exception):
+    """The connection is of no use any more; what is in flight on it may have been carried out or not."""
+
+
+class _Replies(Replies[Request]):
+    """The parser of replies, asked for what comes next."""
+
+    @property
+    def reading(self) -> Request | None:
+        """The READ that the next `payload_left` bytes belong to, from `reading_at` of the device on."""
+        return self._request if self.payload_left and self._request and self._request.buffer is not None else None
+
+    @property
+    def reading_at(self) -> int:
+        assert self._request
+        return self._request.offset + self._at
+
+    @property
+    def wanted(self) -> int:
+        """Bytes of a header without which there is no next event."""
+        return self._wanted - len(self.received)
+
+
+class Connection:
+    """The transmission phase of one connection, begun by `connect`.  `name` says in words where it leads.
+
+    Methods raise LostError when the connection is, which it then stays.
+    """
+
+    encrypted = False
+
+    def __init__(self, sock: socket.socket, name: str) -> None:
+        self.socket = sock
+        self.peer = self.name = name
+        self.lost = False
+
+    # What a handshake asks of its channel.  Nothing here is ever waited for: the thread blocks instead.
+
+    async def recv_exactly(self, length: int) -> bytes:
+        data = self.socket.recv(length, socket.MSG_WAITALL) if length else b""
+        if len(data) < length:
+            raise ConnectionResetError(errno.ECONNRESET, f"{self.name} closed the connection")
+        return data
+
+    async def send_rest(self, data: memoryview) -> None:
+        self.socket.sendall(data)
+
+    def send_now(self, header: bytes) -> int:
+        return self.socket.send(header)
+
+    def shake_hands(self, export: str) -> None:
+        """Enter the export.  Raises OSError that says what is wrong."""
+        handshake = Handshake(cast(Any, self))
+        at_once(handshake.begin(None, "", extended=False))
+        if handshake.facts.protocol == "oldstyle":
+            raise SourceError(errno.EPROTO, f"{self.name} speaks the oldstyle protocol of NBD")
+        self.export = at_once(handshake.go(export, (ALLOCATION,)))
+        self._input = Input(_HEADERS)
+        self.replies = _Replies(self._input, structured=handshake.facts.structured, extended=False)
+        self._next_cookie = 1
+
+    # Requests
+
+    def begin(self, request: Request, payload: memoryview | None = None, *, payload_follows: bool = False) -> None:
+        """Send a request.  A payload that is not given here follows by other means."""
+        request.cookie = self._next_cookie
+        self._next_cookie += 1
+        self.replies.in_flight[request.cookie] = request
+        header = request.message(False)
+        if payload is None:
+            self._checked(self.socket.sendall, header, socket.MSG_MORE if payload_follows else 0)
+            return
+        sent = self._checked(self.socket.sendmsg, [header, payload])
+        if sent < len(header):
+            self._checked(self.socket.sendall, header[sent:])
+        self._checked(self.socket.sendall, payload[max(sent - len(header), 0) :])
+
+    def reply(self, *, wait: bool) -> Request | None:
+        """The next request whose reply is complete.
+
+        None if the data of a READ comes first, as `replies.reading` tells, or without `wait` if nothing is here.
+        """
+        replies = self.replies
+        while True:
+            try:
+                request = replies.next_event()
+            except ProtocolError as error:
+                raise self._lose(f"{self.name} broke the protocol: {error}") from error
+            if request is not None:
+                request.done = True
+                return request
+            if replies.reading is not None:
+                return None
+            if replies.payload_left:
+                replies.payload_received(self.receive(replies.place()))
+                continue
+            if not wait and not self._readable():
+                return None
+            self._input.received(self.receive(self._input.space()[: replies.wanted]))
+            wait = True  # the rest of what has begun to come
+
+    def receive(self, place: memoryview) -> int:
+        """Receive into `place`, at least one byte."""
+        count = self._checked(self.socket.recv_into, place)
+        if not count:
+            raise self._lose(f"{self.name} closed the connection")
+        return int(count)
+
+    def close(self) -> None:
+        """Say goodbye if there is anybody, and close."""
+        if not self.lost:
+            with contextlib.suppress(OSError):  # who left has no need of it
+                self.socket.send(Request(nbd.CMD_DISC, 0, 0).message(False), socket.MSG_DONTWAIT)
+        self.socket.close()
+
+    def interrupt(self) -> None:
+        """Make whatever thread blocks on the connection find it lost.  May be called by any thread."""
+        self.lost = True
+        with contextlib.suppress(OSError):  # it is connected no more
+            self.socket.shutdown(socket.SHUT_RDWR)
+
+    def _readable(self) -> bool:
+        return bool(select.select([self.socket], [], [], 0)[0])
+
+    def _checked(self, step: Any, *arguments: Any) -> Any:
+        try:
+            return step(*arguments)
+        except BlockingIOError:  # SO_RCVTIMEO, SO_SNDTIMEO
+            raise self._lose(f"no answer from {self.name}") from None
+        except OSError as error:
+            raise self._lose(error.strerror or str(error)) from error
+
+    def _lose(self, reason: str) -> LostError:
+        self.lost = True
+        return LostError(reason)
+
+
+def connect(uri: Uri, timeout: float) -> Connection:
+    """Connect and enter the export; a wait for the server ends after `timeout` seconds.  Raises OSError."""
+    sock = _dial(uri.address)
+    connection = Connection(sock, str(uri))
+    with unless_done(sock.close):
+        _limit_waits(sock, _HANDSHAKE_TIMEOUT)
+        connection.shake_hands(uri.export)
+        _limit_waits(sock, timeout)
+    return connection
+
+
+def _dial(address: Address) -> socket.socket:
+    try:
+        if isinstance(address, Tcp):
+            sock = socket.create_connection((address.host, address.port), _HANDSHAKE_TIMEOUT)
+            sock.settimeout(None)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return sock
+        family, target = (
+            (socket.AF_UNIX, address.path)
+            if isinstance(address, Unix)
+            else (socket.AF_VSOCK, (HOST_CID if address.cid is None else address.cid, address.port))
+        )
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        with unless_done(sock.close):
+            _limit_waits(sock, _HANDSHAKE_TIMEOUT)
+            sock.connect(target)
+        return sock
+    except OSError as error:
+        raise ConnectionError(
+            error.errno or errno.ECONNREFUSED, f"cannot connect to {address}: {error.strerror or error}"
+        ) from error
+
+
+def _limit_waits(sock: socket.socket, seconds: float) -> None:
+    limit = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))  # struct timeval
+    for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+        sock.setsockopt(socket.SOL_SOCKET, option, limit)
+
+
+def at_once(coroutine: Coroutine[Any, Any, T]) -> T:
+    """The result of a coroutine that awaits nothing that waits."""
+    try:
+        coroutine.send(None)
+    except StopIteration as ended:
+        return cast(T, ended.value)
+    raise RuntimeError("it waits")

@@ -1,0 +1,80 @@
+"""A copy from one plain file to another, by threads that need no event loop."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from nbdfs.copying import files
+from nbdfs.copying.direct.work import Work
+from nbdfs.copying.options import CopyOptions
+from nbdfs.copying.plain import STEP, copy_range
+from nbdfs.copying.plan import Planner
+from nbdfs.errors import UserError
+from nbdfs.fileio import data_runs
+from nbdfs.progress import Display
+from nbdfs.source import HOLE, ZERO, Backing, Caps, Extent, SourceInfo
+from nbdfs.undo import unless_done
+
+_LANES = 2  # one moves memory while the other waits for a disk
+
+
+class _Mapped:
+    """An open file as the plan sees it."""
+
+    def __init__(self, fd: int, size: int) -> None:
+        self._fd = fd
+        self.info = SourceInfo(size, Caps.EXTENTS)
+
+    async def extents(self, offset: int, length: int) -> list[Extent]:
+        runs = data_runs(self._fd, offset, offset + length)
+        return [Extent(start, end - start, 0 if data else HOLE | ZERO) for start, end, data in runs]
+
+
+class FileCopy:
+    """The copy; the destination is created, or replaced.  Raises UserError if one of the two cannot be opened."""
+
+    way = "files"
+
+    def __init__(self, source: str, destination: str, options: CopyOptions) -> None:
+        from nbdfs.backends.file.opening import open_path
+
+        self.name = destination
+        self._lanes = 1 if options.synchronous else _LANES
+        opened = open_path(source, readonly=True, direct=False, lock=True)
+        self._source = Backing(opened.fd, 0, True)
+        with unless_done(lambda: os.close(opened.fd)):
+            if files.same_file(self._source, destination):
+                raise UserError(f"{destination} is both source and destination")
+            files.create(destination, opened.size)
+            fd = open_path(destination, readonly=False, direct=False, lock=True).fd
+        self._destination = Backing(fd, 0, False)
+        planner = Planner(_Mapped(opened.fd, opened.size), None, step=STEP, short_holes=False, blank=True)
+        self.work = Work(planner, opened.size)
+
+    def run(self, display: Display | None) -> None:
+        """Copy; `work` says afterwards how that went."""
+        self.work.carry_out([self._lane] * self._lanes, _nobody_waits, display)
+
+    def flush(self) -> bool:
+        """Have the file reach its disk.  Raises OSError."""
+        os.fsync(self._destination.fd)
+        return True
+
+    def close(self) -> None:
+        os.close(self._source.fd)
+        os.close(self._destination.fd)
+
+    def _lane(self) -> None:
+        work = self.work
+        while piece := work.next():
+            offset, length, _ = piece
+            try:
+                copy_range(self._source, self._destination, offset, length)
+            except OSError as error:
+                work.fail(f"cannot copy at byte {offset}: {error.strerror or error}")
+                return
+            work.arrived(piece, copied=length, zeroed=0)
+
+
+_nobody_waits: Callable[[], None] = lambda: None  # noqa: E731 - what a disk does cannot be interrupted

@@ -1,0 +1,113 @@
+"""What the lanes of one copy share: the plan, what was done, and how it ended.
+
+Each lane is a thread.  It takes pieces from `next`, in order, and reports each one once it is at the destination.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from nbdfs.copying.direct.connection import at_once
+from nbdfs.copying.options import Counters
+from nbdfs.copying.plan import Kind, Piece, Planner
+from nbdfs.progress import Display, Progress
+from nbdfs.ranges import RangeSet
+
+_INTERVAL = 0.2  # seconds between two looks at the lanes
+_STOP_TIMEOUT = 1.0  # seconds that a lane may take to hear that it must stop
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Work:
+    """One copy.  `failure` says what stopped it, `interrupted` which signal did."""
+
+    def __init__(self, planner: Planner, size: int) -> None:
+        self.progress = Progress(size)
+        self.done = RangeSet()
+        self.counters = Counters()
+        self.failure = ""
+        self.interrupted = ""
+        self.asking: Any = None  # the lane for which the next window is planned
+        self._planner = planner
+        self._ready: deque[Piece] = deque()
+        self._planning = threading.Lock()  # held while a window is planned: the pieces stay in order
+        self._reporting = threading.Lock()
+        self._stopped = threading.Event()
+
+    def next(self, lane: Any = None) -> Piece | None:
+        """The next piece that needs a lane, None if there is no more.  `lane` is who asks, should the plan ask back."""
+        while not self._stopped.is_set():
+            with self._planning:
+                if not self._ready:
+                    self.asking = lane
+                    self._ready.extend(at_once(self._planner.window()))
+                piece = self._ready.popleft() if self._ready else None
+            if piece is None or piece.kind is not Kind.SKIP:
+                return piece
+            self.arrived(piece, copied=0, zeroed=0)
+        return None
+
+    def arrived(self, piece: Piece, *, copied: int, zeroed: int) -> None:
+        """A piece is at the destination: so many of its bytes copied or zeroed, the others right before."""
+        with self._reporting:
+            self.done.add(piece.offset, piece.offset + piece.length)
+            self.progress.advance(piece.length)
+            self.counters.copied += copied
+            self.counters.zeroed += zeroed
+            self.counters.skipped += piece.length - copied - zeroed
+
+    def fail(self, reason: str) -> None:
+        """One piece cannot be copied: the copy ends, for the first such reason."""
+        with self._reporting:
+            self.failure = self.failure or reason
+        self._stopped.set()
+
+    @property
+    def stopped(self) -> bool:
+        return self._stopped.is_set()
+
+    @property
+    def complete(self) -> bool:
+        return self.progress.done == self.progress.total
+
+    def carry_out(self, lanes: Sequence[Callable[[], None]], halt: Callable[[], None], display: Display | None) -> None:
+        """Run the lanes to their end, or until a signal or a failure; `halt` then wakes those that wait."""
+        threads = [threading.Thread(target=lane, daemon=True) for lane in lanes]
+        with self._heeding_signals():
+            for thread in threads:
+                thread.start()
+            while not (self.complete or self.stopped) and any(thread.is_alive() for thread in threads):
+                if display:
+                    display.show(self.progress)
+                self._wait(threads)
+            if self.stopped or not self.complete:
+                halt()
+            for thread in threads:
+                thread.join(_STOP_TIMEOUT)
+        if display:
+            display.finish(self.progress, self.complete)
+
+    def _wait(self, threads: Sequence[threading.Thread]) -> None:
+        """Until a lane ends, or it is time to show how far it is."""
+        for thread in threads:
+            if thread.is_alive():
+                thread.join(_INTERVAL)
+                return
+
+    @contextmanager
+    def _heeding_signals(self) -> Iterator[None]:
+        def heed(number: int, _: object) -> None:
+            self.interrupted = f"the copy was stopped by {signal.Signals(number).name}"
+            self._stopped.set()
+
+        before = [(number, signal.signal(number, heed)) for number in _SIGNALS]
+        try:
+            yield
+        finally:
+            for number, handler in before:
+                signal.signal(number, handler)

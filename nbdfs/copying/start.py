@@ -1,0 +1,29 @@
+"""Begin a copy the way that its ends allow."""
+
+from __future__ import annotations
+
+from nbdfs.copying import direct, files
+from nbdfs.copying.options import Begun, CopyOptions, Summary
+from nbdfs.progress import Display
+from nbdfs.spec import Spec
+from nbdfs.stack import plan
+
+
+def copy(source: Spec, destination: Spec, options: CopyOptions, display: Display | None = None) -> Summary:
+    """Copy one spec to another; `-` is a standard stream, `null:` takes everything.
+
+    On return the copy is complete and flushed.  Raises UserError, one line, if it is not; the line says so when the
+    destination was changed.  SIGINT, SIGTERM and SIGHUP stop a copy that way too.
+    """
+    options.check()
+    begun = Begun()
+    if not any(files.is_standard_stream(spec) or files.is_null(spec) for spec in (source, destination)):
+        outcome = direct.attempt(plan(source), plan(destination), options, display)
+        if isinstance(outcome, Summary):
+            return outcome
+        begun = outcome
+    import trio
+
+    from nbdfs.copying import job
+
+    return trio.run(job.copy, source, destination, options, display, begun)
