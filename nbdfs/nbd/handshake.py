@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import errno
-import ssl
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from nbdfs.errors import SourceError
-from nbdfs.nbd.channel import Channel
 from nbdfs.nbd.proto.answers import RemoteExport, ServerFacts
 from nbdfs.nbd.proto.client_handshake import MOST_WANTED, ClientHandshake
 from nbdfs.nbd.proto.client_states import State
@@ -16,6 +15,11 @@ from nbdfs.nbd.proto.events import ProtocolError
 from nbdfs.nbd.proto.input import Input
 from nbdfs.nbd.proto.refusals import RefusedError
 from nbdfs.source import ALLOCATION
+
+if TYPE_CHECKING:
+    import ssl
+
+    from nbdfs.nbd.channel import Channel
 
 
 class HandshakeError(SourceError):
