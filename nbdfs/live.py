@@ -14,6 +14,7 @@ from typing import Protocol
 
 import trio
 
+from nbdfs import supervise
 from nbdfs.checked import Checked
 from nbdfs.errors import UsageError, UserError
 from nbdfs.export import Export
@@ -316,6 +317,7 @@ async def opened(*, readonly: bool = False, allow_empty: bool = False, metered: 
     `metered` counts and times what their layers do.
     Raises UserError if a flush failed.
     """
+    supervise.allow_many_files()
     async with serving_nursery() as nursery:
         exports = Exports(nursery, readonly=readonly, allow_empty=allow_empty, metered=metered)
         try:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 import trio
 
@@ -57,10 +58,30 @@ def stop_requests() -> Iterator[Callable[[], Awaitable[None]]]:
         yield stopped
 
 
+@contextlib.contextmanager
+def reload_requests() -> Iterator[AsyncIterator[int]]:
+    """While the block runs SIGHUP does not end the process; each makes what is given here go on.
+
+    One that comes too late to be heeded is forgotten: trio hands those on to whoever had the signal before.
+    """
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with trio.open_signal_receiver(signal.SIGHUP) as signals:
+            yield signals
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 async def until_stopped() -> None:
     """Return when the process is asked to stop."""
     with stop_requests() as stopped:
         await stopped()
+
+
+def allow_many_files() -> None:
+    """Raise the limit on open descriptors as far as we may: each source takes a few."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 @contextlib.contextmanager
