@@ -1,0 +1,43 @@
+"""What the start of a command costs: what it does not need is not imported."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.tools import TIMEOUT, command
+
+HEAVY = {"libtorrent", "httpx2", "httpcore2", "numpy", "cryptography", "asyncio"}
+
+
+def imported(argv: Sequence[str | Path]) -> set[str]:
+    """The modules that a command imports from its start to its end."""
+    environment = os.environ | {"PYTHONPROFILEIMPORTTIME": "1"}
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=TIMEOUT, env=environment)
+    assert done.returncode == 0, done.stderr
+    lines = done.stderr.splitlines()
+    modules = {line.rpartition("|")[2].strip() for line in lines if line.startswith("import time:")}
+    assert "nbdfs.cli.main" in modules
+    return modules
+
+
+def test_a_copy_between_two_files_needs_no_event_loop(tmp_path: Path) -> None:
+    source, destination = tmp_path / "source", tmp_path / "destination"
+    source.write_bytes(b"content")
+    assert not imported(command("copy", source, destination)) & (HEAVY | {"trio", "ssl"})
+    assert destination.read_bytes() == b"content"
+
+
+def test_a_copy_between_two_servers_needs_no_event_loop() -> None:
+    copy = shlex.join(command("copy")) + ' "$uri" "$uri"'
+    assert not imported(["nbdkit", "-U", "-", "memory", "1M", "--run", copy]) & (HEAVY | {"trio", "ssl"})
+
+
+@pytest.mark.parametrize("words", [["--help"], ["sources"], ["info", "memory:1M"], ["run", "memory:1M", "--", "true"]])
+def test_heavy_modules_are_imported_by_who_needs_them(words: list[str]) -> None:
+    assert not imported(command(*words)) & HEAVY
