@@ -7,8 +7,10 @@ first; to be cheap the answer is given in advance for a part of what is availabl
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 
+_MOMENT = 0.1  # seconds; a thousand disks are not a reason to look a thousand times
 _STRIDE = 64 << 20  # bytes granted at most without looking again
 _MOST_RESERVE = 256 << 20  # bytes that are left to others, or a sixteenth of the memory if that is less
 
@@ -18,6 +20,8 @@ _CGROUPS = {
     "": ("/sys/fs/cgroup", "memory.max", "memory.current", ""),
     "memory": ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
 }
+
+_seen = (-_MOMENT, 0)  # when it was looked last, and what was available then
 
 
 class Budget:
@@ -35,6 +39,15 @@ class Budget:
             self._credit = max(min(room // 4, _STRIDE), length)
         self._credit -= length
         return True
+
+
+def fits(size: int) -> bool:
+    """Whether a disk of this size could be filled now, as far as was seen a moment ago."""
+    global _seen
+    now = time.monotonic()
+    if now - _seen[0] > _MOMENT:
+        _seen = now, available()
+    return size <= _seen[1]
 
 
 def available() -> int:

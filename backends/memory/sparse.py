@@ -16,7 +16,7 @@ from typing import Self
 import trio
 
 from nbdfs import libc
-from nbdfs.backends.memory.budget import Budget, available
+from nbdfs.backends.memory.budget import Budget, fits
 from nbdfs.errors import SourceError, UserError
 from nbdfs.fileio import data_runs, read_whole, write_whole
 from nbdfs.pages import Pages
@@ -56,7 +56,7 @@ class Memory(Source):
             os.close(self._fd)
             raise
         # The kernel would let passthrough take all memory; only a disk that fits is handed out for it.
-        self._fits = self.info.size <= available()
+        self._fits = fits(self.info.size)
         return self
 
     def _map_pages(self) -> None:

@@ -9,6 +9,7 @@ socket's buffer never fills with them; what comes beyond waits here, in order.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import socket
@@ -61,6 +62,9 @@ class ControlLink:
 
     def forward(self, opcode: int, unique: int, message: memoryview) -> None:
         """Pass a request on, now or when there is room for it."""
+        if opcode == Opcode.GETXATTR and not _is_users(message):
+            self._write(wire.error_reply(unique, errno.ENODATA))
+            return
         if opcode == Opcode.INIT:
             message = self._for_libfuse(message)
         if opcode not in _UNANSWERED:
@@ -93,9 +97,11 @@ class ControlLink:
     def _answer(self, message: memoryview) -> None:
         _, error, unique = wire.OUT_HEADER.unpack_from(message)
         amend = self._pending.pop(unique, None)
-        final = amend(message) if amend and not error else message
+        self._write(amend(message) if amend and not error else message)
+
+    def _write(self, reply: bytes | memoryview) -> None:
         try:
-            os.write(self._device, final)
+            os.write(self._device, reply)
         except OSError as failure:
             log.debug("the kernel did not want a reply: %s", failure)
 
@@ -118,6 +124,14 @@ class ControlLink:
         _, _, unique = wire.OUT_HEADER.unpack_from(message)
         handle = wire.OPEN_OUT.unpack_from(message, wire.OUT_HEADER.size)[0]
         return wire.reply(unique, wire.OPEN_OUT.pack(handle, *self.opened.pop(handle)))
+
+
+def _is_users(message: memoryview) -> bool:
+    """Whether a GETXATTR is for an attribute of the user.
+
+    No file here has another, an access list or a label; but `ls -l` asks each file for both.
+    """
+    return message[wire.BODY + wire.GETXATTR_IN.size :].tobytes().startswith(b"user.")
 
 
 def _as_it_is(message: memoryview) -> memoryview:

@@ -19,6 +19,7 @@ class Opcode(enum.IntEnum):
     READ = 15
     WRITE = 16
     FSYNC = 20
+    GETXATTR = 22
     FLUSH = 25
     INIT = 26
     INTERRUPT = 36
@@ -71,6 +72,7 @@ LSEEK_IN = struct.Struct("=QQII")  # fh, offset, whence, padding
 FALLOCATE_IN = struct.Struct("=QQQII")  # fh, offset, length, mode, padding
 FSYNC_IN = struct.Struct("=QII")  # fh, fsync_flags, padding
 OPEN_IN = struct.Struct("=II")  # flags, open_flags
+GETXATTR_IN = struct.Struct("=II")  # size, padding; then the name and NUL
 INTERRUPT_IN = struct.Struct("=Q")  # unique of the request to interrupt
 COPY_FILE_RANGE_IN = struct.Struct("=QQQQQQQ")  # fh_in, off_in, nodeid_out, fh_out, off_out, len, flags
 INIT_IN = struct.Struct("=IIII")  # major, minor, max_readahead, flags; then flags2 (u32) and unused
