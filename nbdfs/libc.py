@@ -48,9 +48,9 @@ def sync_file_range(descriptor: int, offset: int, length: int) -> None:
     _checked(result, "")
 
 
-def die_with_parent() -> None:
-    """prctl(2): have the calling process killed when the thread that started it ends.  Survives execve(2)."""
-    _checked(_libc.prctl(ctypes.c_int(PR_SET_PDEATHSIG), ctypes.c_ulong(signal.SIGKILL), 0, 0, 0), "")
+def die_with_parent(number: signal.Signals = signal.SIGKILL) -> None:
+    """prctl(2): have the calling process sent a signal when the thread that started it ends.  Survives execve(2)."""
+    _checked(_libc.prctl(ctypes.c_int(PR_SET_PDEATHSIG), ctypes.c_ulong(number), 0, 0, 0), "")
 
 
 def fallocate(descriptor: int, mode: int, offset: int, length: int) -> None:

@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _reload(place: str) -> None:
     process = find_process(place)
-    if not process.facts["name"]:
+    if not process.facts.get("name"):
         raise UserError(f"{place} does not come from a configuration: there is nothing to reload")
     with Client(process.path) as client:
         done = client.call("reload")

@@ -43,6 +43,11 @@ class Command:
         return [self.kind, *self.options, "--", *self.specs, *([self.target] if self.target else [])]
 
     @property
+    def frame(self) -> tuple[object, ...]:
+        """All but the files: what a process cannot change while it runs."""
+        return self.kind, self.target, self.options
+
+    @property
     def specs(self) -> list[str]:
         """SPEC, or NAME=SPEC for each file."""
         return [f"{name}={text}" if name else text for name, text in self.files.items()]

@@ -57,6 +57,10 @@ class Config:
         """A spec with those of all stacks it rests on: what must be equal for nothing to have changed."""
         return (text, *(self.stacks[name] for name in _reached(self, text)))
 
+    def contents(self, command: Command) -> dict[str, tuple[str, ...]]:
+        """The files of a mount or server, each with all that its source rests on."""
+        return {name: self.resolved(text) for name, text in command.files.items()}
+
     def _find(self, table: Mapping[str, Named], name: str, what: str) -> Named:
         if name in table:
             return table[name]

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import logging
-import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import trio
 
-from nbdfs import systemd
-from nbdfs.config.commands import Command
-from nbdfs.config.files import Config, current
+from nbdfs import supervise, systemd
+from nbdfs.config.files import current
 from nbdfs.control.server import Method
 from nbdfs.errors import UserError
 from nbdfs.live import Exports
@@ -50,7 +48,7 @@ class Reloader:
         config = current()
         self._exports = exports
         self._command = config.command(name)
-        self._applied = _contents(config, self._command)
+        self._applied = config.contents(self._command)
         self._turn = trio.Lock()
 
     async def reload(self) -> Outcome:
@@ -58,9 +56,9 @@ class Reloader:
         async with self._turn:
             config = await trio.to_thread.run_sync(current)
             command = config.command(self._command.name)
-            wanted = _contents(config, command)
+            wanted = config.contents(command)
             outcome = Outcome()
-            if _frame(command) != _frame(self._command):
+            if command.frame != self._command.frame:
                 outcome.problems.append("what is not about files takes effect at the next start")
             with far_away():
                 await self._apply(wanted, outcome)
@@ -112,14 +110,6 @@ async def _try(name: str, change: Callable[[str], Awaitable[object]], done: list
         done.append(name)
 
 
-def _contents(config: Config, command: Command) -> dict[str, tuple[str, ...]]:
-    return {name: config.resolved(text) for name, text in command.files.items()}
-
-
-def _frame(command: Command) -> tuple[object, ...]:
-    return command.kind, command.target, command.options
-
-
 @asynccontextmanager
 async def reloading(name: str, exports: Exports) -> AsyncIterator[Mapping[str, Method]]:
     """For the block, apply changes of the mount or server `name` at SIGHUP; gives the control method that does so too.
@@ -130,7 +120,7 @@ async def reloading(name: str, exports: Exports) -> AsyncIterator[Mapping[str, M
         yield {}
         return
     reloader = Reloader(name, exports)
-    with trio.open_signal_receiver(signal.SIGHUP) as signals:
+    with supervise.reload_requests() as signals:
         async with serving_nursery() as nursery:
             nursery.start_soon(reloader.on_signals, signals)
             yield {"reload": Method(reloader.on_call)}

@@ -103,7 +103,7 @@ def find_process(place: str, method: str = "about") -> Process:
     names = _names(place)
     for process in found:
         facts = process.facts
-        if facts and names & {facts["target"], facts["name"], str(facts["pid"]), *facts["uris"]}:
+        if facts and names & {facts["target"], facts.get("name"), str(facts["pid"]), *facts["uris"]}:
             return process
     troubles = [process.trouble for process in found if process.trouble]
     hint = f" ({troubles[0]})" if troubles else ": `nbdfs list` shows what there is"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mounts import SECONDS, Mounter, nbdfs, wait_until
+from tests.mounts import SECONDS, Mounter, is_mounted, nbdfs, wait_until
 from tests.tools import complaint
 
 MIB = 1 << 20
@@ -59,10 +60,20 @@ class Configured:
         assert done.returncode == status, done.stderr
         return done.stdout if status == 0 else done.stderr
 
+    def size(self, name: str) -> int:
+        """The size of a file, -1 if there is none now."""
+        try:
+            return self.mount.do(lambda: (self.folder / name).stat().st_size)
+        except OSError:  # between two mounts there may be nothing, or a mount that is going
+            return -1
+
     def names(self) -> set[str]:
         return self.mount.do(lambda: set(os.listdir(self.folder / "disks")))
 
     def end(self) -> None:
+        for pids in self.folder.glob("pid*"):  # of what went into the background, or is among the others
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pids.read_text()), signal.SIGTERM)
         for process in self.started:
             if process.poll() is None:
                 process.terminate()
@@ -215,3 +226,72 @@ def test_names_that_are_none(tmp_path: Path) -> None:
     assert "there is no mount or server 'y'" in complaint("--config", path, "mount", "y", status=2)
     assert "[serve.all] is for nbdfs serve all" in complaint("--config", path, "mount", "all", status=2)
     assert "[mount.x] is for nbdfs mount x" in complaint("--config", path, "serve", "x", status=2)
+
+
+FLEET = """
+[mount.one]
+target = "{}/one.img"
+source = "memory:1M"
+[mount.disks]
+target = "{}/disks"
+files = {a = "memory:1M"}
+[mount.bad]
+target = "{}/bad.img"
+source = "no-such-image"
+"""
+
+
+def test_up_brings_up_all_and_follows_changes(configured_each_way: Configured) -> None:
+    configured, folder = configured_each_way, configured_each_way.folder
+    configured.write(FLEET)
+    process = configured.start_up("up")
+    assert [configured.size(name) for name in ("one.img", "disks/a")] == [MIB, MIB]
+    assert not (folder / "bad.img").exists()
+
+    changed = FLEET.replace("{a =", "{b =").replace("memory:1M", "memory:2M", 1)
+    configured.write(changed.replace("[mount.bad]", "[mount.new]").replace("no-such-image", "memory:3M"))
+    process.send_signal(signal.SIGHUP)
+    wait_until(lambda: is_mounted(folder / "bad.img"), "the new mount")
+    wait_until(lambda: configured.names() == {"b"}, "the new file")
+    wait_until(lambda: configured.size("one.img") == 2 * MIB, "another source")
+
+    configured.write("[mount.one]\nsource = \n")  # is not applied
+    process.send_signal(signal.SIGHUP)
+    configured.write(FLEET.partition("[mount.disks]")[0].replace("memory:1M", "memory:2M"))
+    process.send_signal(signal.SIGHUP)
+    wait_until(lambda: not is_mounted(folder / "disks") and not is_mounted(folder / "bad.img"), "the end of two mounts")
+    assert is_mounted(folder / "one.img")
+    process.terminate()
+    said = process.communicate(timeout=SECONDS)[1]
+    assert process.returncode == 1  # one had failed
+    assert "[mount.bad] nbdfs: cannot open " in said
+    assert "[mount.bad] has failed: exit status 1" in said
+    assert not is_mounted(folder / "one.img")
+
+
+def test_up_in_the_background(configured: Configured) -> None:
+    configured.write(FLEET)
+    said = configured.run("up", "-b", "one", "bad", "-P", str(configured.folder / "pid"))
+    assert said == ""
+    assert is_mounted(configured.folder / "one.img")
+    assert not is_mounted(configured.folder / "disks")
+    os.kill(int((configured.folder / "pid").read_text()), signal.SIGTERM)
+    wait_until(lambda: not is_mounted(configured.folder / "one.img"), "the end of the mount")
+    wait_until(lambda: not (configured.folder / "one.img").exists(), "the end of its process")
+
+
+def test_mounts_end_with_up_however_it_ends(configured: Configured) -> None:
+    configured.write(FLEET)
+    process = configured.start_up("up", "one", "disks")
+    process.kill()
+    wait_until(lambda: not is_mounted(configured.folder / "one.img"), "the end of a mount")
+    wait_until(lambda: not is_mounted(configured.folder / "disks"), "the end of a mount")
+
+
+def test_up_with_nothing_to_bring_up(configured: Configured) -> None:
+    configured.write(FLEET)
+    assert "has failed" in configured.run("up", "bad", status=1)
+    assert "has failed" in configured.run("up", "-b", "bad", status=1)
+    assert "there is no mount or server 'none'" in configured.run("up", "none", status=2)
+    configured.write("")
+    assert "has no mount and no server" in configured.run("up", status=1)
