@@ -14,6 +14,7 @@ from typing import BinaryIO
 import trio
 
 from nbdfs.backends.http.access import Access, read_text
+from nbdfs.backends.http.direct import Direct
 from nbdfs.backends.http.options import HttpOptions
 from nbdfs.backends.http.remote import BusyError, Remote
 from nbdfs.backends.http.resource import Resource, probe, refuse_coding
@@ -35,15 +36,7 @@ async def open_http(argument: str, options: HttpOptions, context: OpenContext) -
     if options.connections < 1 or options.timeout <= 0:
         raise UsageError("http: connections and timeout must be more than nothing")
     url, unix = _location(argument, options)
-    wire = Wire(
-        context=_tls(options),
-        connections=options.connections,
-        stall=options.timeout / _STALL,
-        http2=options.http2,
-        proxy=None if unix else _proxy(url, options),
-        unix=unix,
-    )
-    async with wire:
+    async with _wire(options, None if unix else _proxy(url, options), unix) as wire:
         access = Access(url, options)
         await access.prepare()
         remote = Remote(wire, access, options.timeout, options.connections)
@@ -79,6 +72,17 @@ def _location(argument: str, options: HttpOptions) -> tuple[str, str]:
     if not good or not argument.isascii() or any(letter <= " " for letter in argument):
         raise UsageError(f"'{argument}' is not a URL: write http://HOST/PATH with special characters as %XX")
     return urllib.parse.urldefrag(argument).url, ""
+
+
+def _wire(options: HttpOptions, proxy: Proxy | None, unix: str) -> Wire:
+    context, stall = _tls(options), options.timeout / _STALL
+    if not (proxy or options.http2):
+        return Direct(context=context, connections=options.connections, stall=stall, unix=unix)
+    from nbdfs.backends.http.pooled import Pooled
+
+    return Pooled(
+        context=context, connections=options.connections, stall=stall, http2=options.http2, proxy=proxy, unix=unix
+    )
 
 
 def _tls(options: HttpOptions) -> ssl.SSLContext:

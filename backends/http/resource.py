@@ -92,14 +92,13 @@ class Resource(Source):
             first, last = offset + done, offset + len(buffer) - 1
             async with await self._remote.exchange("GET", [("Range", f"bytes={first}-{last}")]) as response:
                 self._check(response, first, last)
-                async with aclosing(response.body()) as body:
-                    async for chunk in body:
-                        if done + len(chunk) > len(buffer):
-                            raise self._remote.failure("the server sends more than was asked for")
-                        buffer[done : done + len(chunk)] = chunk
-                        done += len(chunk)
-            if done < len(buffer):
-                raise WireError(f"the body ended after {done} of {len(buffer)} bytes")
+                while done < len(buffer):
+                    count = await response.receive_into(buffer[done:])
+                    if not count:
+                        raise WireError(f"the body ended after {done} of {len(buffer)} bytes")
+                    done += count
+                if await response.receive_into(memoryview(bytearray(1))):
+                    raise self._remote.failure("the server sends more than was asked for")
 
         await self._remote.persist(f"reading {len(buffer)} bytes at {offset}", attempt)
 

@@ -32,9 +32,10 @@ def spec(server: Served, path: str, options: str = "", timeout: str = "3") -> st
     return f"http,timeout={timeout}{options}::{server.url(path)}"
 
 
+@pytest.mark.parametrize("options", ["", ",http2"], ids=["direct", "pooled"])  # without TLS it is HTTP/1.1 both ways
 @pytest.mark.parametrize("path", ["plain", "dated", "no-total", "no-head", "redirect", "elsewhere", "to-signed"])
-async def test_honest_servers_give_the_right_bytes(server: Served, path: str) -> None:
-    async with open_stack(spec(server, path)) as source:
+async def test_honest_servers_give_the_right_bytes(server: Served, path: str, options: str) -> None:
+    async with open_stack(spec(server, path, options)) as source:
         assert source.info.size == len(CONTENT)
         assert await read(source, 0, len(CONTENT)) == CONTENT
         assert await read(source, len(CONTENT) - 1, 1) == CONTENT[-1:]
@@ -42,9 +43,9 @@ async def test_honest_servers_give_the_right_bytes(server: Served, path: str) ->
 
 
 @pytest.mark.parametrize("path", ["busy", "throttled", "hang-up", "short", "garbage", "silent"])
-@pytest.mark.parametrize("times", [1, 2])
-async def test_what_passes_is_tried_again(server: Served, path: str, times: int) -> None:
-    async with open_stack(spec(server, path, timeout="900ms")) as source:
+@pytest.mark.parametrize(("times", "options"), [(1, ""), (2, ""), (1, ",http2")])
+async def test_what_passes_is_tried_again(server: Served, path: str, times: int, options: str) -> None:
+    async with open_stack(spec(server, path, options, timeout="900ms")) as source:
         server.state.fail = times
         assert await read(source, 777, 100_000) == CONTENT[777:100_777]
 
@@ -62,8 +63,9 @@ async def test_what_passes_is_tried_again(server: Served, path: str, times: int)
         ("throttled-long", "says 429"),
     ],
 )
-async def test_lies_are_an_error_at_once_and_never_bytes(server: Served, path: str, says: str) -> None:
-    async with open_stack(spec(server, path)) as source:
+@pytest.mark.parametrize("options", ["", ",http2"], ids=["direct", "pooled"])
+async def test_lies_are_an_error_at_once_and_never_bytes(server: Served, path: str, says: str, options: str) -> None:
+    async with open_stack(spec(server, path, options)) as source:
         server.state.fail = 1
         with pytest.raises(OSError, match=says) as caught, trio.fail_after(2):
             await read(source, 777, 10_000)
