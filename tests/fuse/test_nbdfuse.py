@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.interop.peers import listens, serving
 from tests.mounts import is_mounted, nbdfs, wait_until
 
 pytestmark = pytest.mark.root
@@ -82,7 +83,7 @@ def test_tcp_unix_uri_and_inherited_socket(file: Path, tmp_path: Path) -> None:
     socket_path = tmp_path / "socket"
     server = subprocess.Popen(["nbdkit", "-f", "-U", str(socket_path), "pattern", "1M"])
     try:
-        wait_until(socket_path.exists, "nbdkit")
+        wait_until(lambda: listens(socket_path), "nbdkit")
         expected = hashlib.sha256(b"".join(at.to_bytes(8) for at in range(0, MIB, 8))).hexdigest()
         for words in (
             ["--unix", str(socket_path)],
@@ -143,32 +144,13 @@ def test_every_connection_is_used(file: Path, tmp_path: Path) -> None:
 
 def test_a_restarted_server_heals_the_mount_under_load(file: Path, tmp_path: Path) -> None:
     """L4: fio writes and verifies while the server is killed and started again."""
-    image, socket_path = tmp_path / "image", tmp_path / "socket"
-    image.write_bytes(bytes(32 * MIB))
-    argv = ["nbdkit", "-f", "-U", str(socket_path), "file", str(image)]
-
-    def start() -> subprocess.Popen[bytes]:
-        socket_path.unlink(missing_ok=True)
-        return subprocess.Popen(argv, stderr=subprocess.DEVNULL)
-
-    server = start()
-    try:
-        wait_until(socket_path.exists, "nbdkit")
-        with nbdfuse(file, str(file), "--unix", str(socket_path)):
-            fio = subprocess.Popen(
-                ["fio", "--name=x", f"--filename={file}", "--size=32M", "--rw=randwrite", "--bs=16k", "--direct=1",
-                 "--ioengine=psync", "--verify=crc32c", "--do_verify=1", "--rate=20m"],
-                stdout=subprocess.DEVNULL)  # fmt: skip
-            for _ in range(4):
-                time.sleep(0.4)
-                server.kill()
-                server.wait()
-                time.sleep(0.05)
-                server = start()
-            assert fio.wait(60) == 0
-    finally:
-        server.kill()
-        server.wait()
+    with serving("nbdkit", tmp_path, 8 * MIB) as server, nbdfuse(file, str(file), "--unix", str(server.socket)):
+        load = subprocess.Popen(
+            ["fio", "--name=x", f"--filename={file}", "--size=8M", "--rw=randwrite", "--bs=16k", "--direct=1",
+             "--ioengine=psync", "--verify=crc32c", "--do_verify=1", "--rate_iops=,250"],
+            stdout=subprocess.DEVNULL)  # fmt: skip
+        server.restart_under_load(lambda: load.poll() is None, 4)
+        assert load.wait(60) == 0
 
 
 def test_a_killed_nbdfuse_leaves_a_mount_that_the_next_one_replaces(file: Path) -> None:

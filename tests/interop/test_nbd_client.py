@@ -7,7 +7,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import ssl
 import subprocess
 import time
@@ -26,14 +25,9 @@ from nbdfs.nbd.uri import parse_uri
 from nbdfs.source import ALLOCATION, HOLE, ZERO, Caps, Extent, read
 from nbdfs.spec import Segment, Spec
 from nbdfs.stack import open_stack
+from tests.interop.peers import listens
 
 MIB = 1 << 20
-
-
-def listens(path: Path) -> bool:
-    """Whether a connection to the socket would be taken."""
-    with socket.socket(socket.AF_UNIX) as probe:
-        return path.exists() and probe.connect_ex(str(path)) == 0
 
 
 @contextmanager
