@@ -7,6 +7,7 @@ offset, length or request size, so that no other layer need care.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -16,11 +17,12 @@ from nbdfs import registry, spec
 from nbdfs.checked import Checked
 from nbdfs.errors import UsageError, UserError
 from nbdfs.parts import part
-from nbdfs.registry import Driver, LayerDriver, OpenContext, SourceDriver
+from nbdfs.registry import SPEC, Driver, LayerDriver, OpenContext, Option, SourceDriver
 from nbdfs.source import Source
 from nbdfs.spec import Segment, Spec
 
 _LARGEST_REQUEST = 32 << 20  # bytes; what a front end may ask for at once
+_PASSWORD = re.compile(r"(?<=://)([^/?#@:]*:)[^/?#@]*@")  # in the authority of a URI (RFC 3986, 3.2.1)
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Plan:
 
     def __str__(self) -> str:
         """The spec in canonical form, secrets left out."""
-        leaf = self.argument if not self.argv else f"[ {' '.join(self.argv)} ]"
+        leaf = _PASSWORD.sub(r"\1***@", self.argument) if not self.argv else f"[ {' '.join(self.argv)} ]"
         shown = _shown(self.source, self.options)
         is_path = self.source.name == "file" and leaf.startswith(("/", "."))
         if not (is_path or "://" in leaf or self.argv) or "," in shown:
@@ -48,7 +50,8 @@ def plan(text: str | Spec) -> Plan:
     parsed = spec.parse(text) if isinstance(text, str) else text
     segments = list(parsed.layers)
     source, leaf, argument = _leaf(parsed)
-    if segments and parsed.source is None and isinstance(registry.find(segments[-1].name), SourceDriver):
+    bare = parsed.source is None or parsed.source.name != leaf.name  # a path, or a URI that tells its driver
+    if segments and bare and isinstance(registry.find(segments[-1].name), SourceDriver):
         leaf = segments.pop()  # `http,connections=8::https://host/x`: the options of the leaf itself
         source = _source_driver(leaf.name)
     layers = tuple((_layer_driver(segment.name), segment) for segment in segments)
@@ -99,11 +102,17 @@ def _layer_driver(name: str) -> LayerDriver:
 
 def _shown(driver: Driver, options: Any) -> str:
     given = [
-        (option.name, "***" if option.kind.secret else str(value))
+        (option.name, _shown_value(option, value))
         for option in driver.option_table
         if (value := getattr(options, option.field)) != option.default
     ]
     return str(Segment(driver.name, tuple(given)))
+
+
+def _shown_value(option: Option, value: object) -> str:
+    if option.kind.secret:
+        return "***"
+    return str(plan(value)) if option.kind is SPEC and isinstance(value, str) else str(value)
 
 
 @asynccontextmanager

@@ -58,6 +58,20 @@ def test_a_plan_is_shown_as_a_spec(text: str, shown: str) -> None:
     assert str(plan(shown)) == shown
 
 
+@pytest.mark.parametrize(
+    "text, shown",
+    [
+        ("https://user:hush@host/x?a=b@c", "https://user:***@host/x?a=b@c"),
+        ("https://user@host/x:y@z", "https://user@host/x:y@z"),
+        ("cow::https://:hush@[::1]:80/x", "cow::https://:***@[::1]:80/x"),
+        ("luks,header=https%3A//user%3Ahush@host/x::/img", "luks,header=https%3A//user%3A***@host/x::/img"),
+        ("/srv/a:b@c", "/srv/a:b@c"),
+    ],
+)
+def test_a_password_in_a_uri_is_not_shown(text: str, shown: str) -> None:
+    assert str(plan(text)) == shown
+
+
 def test_a_secret_is_not_shown() -> None:
     assert "hunter2" not in str(plan("http,password=hunter2::http://host/x"))
 
