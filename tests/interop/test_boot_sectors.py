@@ -15,7 +15,10 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
+from tests.interop.servers import Server, serve
 from tests.tools import command
+
+__all__ = ["serve"]
 
 BOOT_TIMEOUT = 60  # seconds
 CELL = 9, 16  # pixels of a character in text mode
@@ -148,3 +151,19 @@ def test_both_forms_are_the_same_sector() -> None:
         assert sectors[0] == sectors[1]
         assert len(sectors[0]) == 512
         assert sectors[0].endswith(b"\x55\xaa")
+
+
+def test_a_machine_boots_from_an_export(serve: Server, tmp_path: Path) -> None:
+    """The sector sends a text to the first serial port; the machine has no disk but our server's."""
+    code = "31 C0 8E D8 BE 15 7C BA F8 03 AC 84 C0 74 03 EE EB F8 F4 EB FD"
+    said = tmp_path / "serial"
+    words = " ".join(f"0x{byte}" for byte in code.split())
+    uri = serve(f'data:{words} "booted over NBD" 0 @510 0x55 0xAA').uri
+    machine = ["qemu-system-x86_64", "-m", "16", "-nodefaults", "-display", "none", "-serial", f"file:{said}",
+               "-drive", f"file={uri},format=raw"]  # fmt: skip
+    with subprocess.Popen(machine) as process:
+        try:
+            wait_for(lambda: said.exists() and said.read_text() == "booted over NBD", "the machine does not boot")
+            assert process.poll() is None
+        finally:
+            process.kill()
