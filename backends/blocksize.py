@@ -8,7 +8,7 @@ it touches, so no read-modify-write can undo a neighbour's completed write.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from nbdfs.errors import SourceError
@@ -29,6 +29,7 @@ class Blocksize(Layer):
         self._block = block.minimum
         self._step = max(align_down(block.maximum, block.minimum), block.minimum)
         self._lock = RangeLock()
+        self.eager = below.eager
         self.info = replace(below.info, block=BlockSize(1, block.preferred, _MAXIMUM))
 
     async def pread_into(self, buffer: memoryview, offset: int) -> None:
@@ -98,6 +99,9 @@ class Blocksize(Layer):
 
     def backing(self) -> Backing | None:
         return self.below.backing()
+
+    def poller(self) -> Callable[[], bool] | None:
+        return self.below.poller()
 
     def _blocks(self, offset: int, length: int) -> tuple[int, int]:
         """The range widened to whole blocks."""

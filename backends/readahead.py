@@ -13,12 +13,13 @@ at most `memory`.
 from __future__ import annotations
 
 import collections
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 
 import trio
 
+from nbdfs.eager import Run, Signal
 from nbdfs.errors import UsageError
 from nbdfs.nursery import serving_nursery
 from nbdfs.ranges import pieces
@@ -41,7 +42,7 @@ class _Block:
     def __init__(self, length: int) -> None:
         self.length = length
         self.data = memoryview(b"")
-        self.arrived = trio.Event()
+        self.arrived = Signal()
         self.born = trio.current_time()
         self.consumed = 0
         self.valid = True
@@ -74,6 +75,7 @@ class Readahead(Layer):
         self._hits = self._misses = self._evicted = 0
         self._streams: list[_Stream] = []  # the one used last comes last
         self.info = replace(info, caps=info.caps & ~Caps.IMMEDIATE)
+        self.eager = below.eager
 
     async def pread_into(self, buffer: memoryview, offset: int) -> None:
         self._follow(offset, len(buffer))
@@ -82,7 +84,7 @@ class Readahead(Layer):
             block = self._blocks.get(at // self._block)
             if block is None:
                 continue
-            if not block.arrived.is_set():
+            if not block.arrived.is_set:
                 await block.arrived.wait()
             if not self._usable(block):
                 continue
@@ -105,15 +107,18 @@ class Readahead(Layer):
         block = self._blocks.get(number)
         if writable or block is None or start + length > block.length:
             return None if writable else self.below.view(offset, length)
-        if not block.arrived.is_set() or not self._usable(block):
+        if not block.arrived.is_set or not self._usable(block):
             return None
         self._follow(offset, length)
         if not block.valid:  # evicted for one further on
             return None
-        # The bytes stay as they are until the caller's next checkpoint: fetches run in tasks of their own.
+        # The bytes stay as they are until the caller's next checkpoint: a fetch that is begun fills nothing before.
         self._consume(number, length)
         self._hits += 1
         return block.data[start : start + length]
+
+    def poller(self) -> Callable[[], bool] | None:
+        return self.below.poller()
 
     def statistics(self) -> Mapping[str, int]:
         return {"hits_total": self._hits, "misses_total": self._misses, "evictions_total": self._evicted}
@@ -165,29 +170,32 @@ class Readahead(Layer):
         self._room -= 1
         offset = number * self._block
         block = self._blocks[number] = _Block(min(self._block, self.info.size - offset))
-        self._nursery.start_soon(self._fetching, number, block)
+        fetch = Run(self._fetching(number, block), self._nursery)
+        if self.below.eager:
+            fetch.start()
+        else:
+            fetch.start_task()
         return True
 
     async def _fetching(self, number: int, block: _Block) -> None:
         data = self._spare.pop() if self._spare else memoryview(bytearray(self._block))
+        complete = False
         try:
-            await self.below.pread_into(data[: block.length], number * self._block)
-        except OSError:
-            block.valid = False  # whoever reads that place asks below and gets the error
-        except BaseException:
-            block.valid = False
-            raise
+            with suppress(OSError):  # whoever reads that place asks below and gets the error
+                await self.below.pread_into(data[: block.length], number * self._block)
+                complete = True
         finally:
             block.data = data
-            block.arrived.set()
+            block.valid = block.valid and complete
             if not block.valid:
                 self._drop(number, block)
                 self._release(block)
+            block.arrived.set()
 
     def _evict(self) -> bool:
         """Drop the oldest block that nobody waits for."""
         for number, block in self._blocks.items():
-            if block.arrived.is_set():
+            if block.arrived.is_set:
                 self._drop(number)
                 self._evicted += 1
                 return True
@@ -200,7 +208,7 @@ class Readahead(Layer):
         del self._blocks[number]
         if block.valid:
             block.valid = False
-            if block.arrived.is_set():
+            if block.arrived.is_set:
                 self._release(block)
 
     def _release(self, block: _Block) -> None:

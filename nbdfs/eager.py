@@ -16,6 +16,7 @@ Invariants
 
 from __future__ import annotations
 
+import logging
 import types
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator, Iterator
@@ -23,6 +24,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import trio
+
+log = logging.getLogger(__name__)
 
 _PARKED = object()  # what a coroutine yields to its run: somebody will wake it
 _TASK = object()  # it wants to go on in a task
@@ -33,21 +36,29 @@ Wake = Callable[[], None]
 _current: Run | None = None
 _ready: deque[Run] = deque()
 _holds = 0  # how many blocks of `held` are being executed
+_corked = False
+_later: list[Callable[[], None]] = []
 
 
 class Cancelled(BaseException):
     """Raised in a run that is cancelled, out of its `park`."""
 
 
+def _nothing() -> None:
+    return
+
+
 class Run:
     """A coroutine under way, begun by `start` or `start_task`; `nursery` is where its task is, if it needs one.
 
-    The coroutine lets no exception out but cancellation.  `ended` is called once, at its end.
+    An exception that the coroutine lets out concerns nobody else: it is logged.  `ended` is called once, at its end.
     """
 
     __slots__ = ("_abort", "_coroutine", "_ended", "_nursery", "_scope")
 
-    def __init__(self, coroutine: Coroutine[Any, Any, None], nursery: trio.Nursery, ended: Callable[[], None]) -> None:
+    def __init__(
+        self, coroutine: Coroutine[Any, Any, None], nursery: trio.Nursery, ended: Callable[[], None] = _nothing
+    ) -> None:
         self._coroutine = coroutine
         self._nursery = nursery
         self._ended = ended
@@ -82,6 +93,9 @@ class Run:
             wanted = self._coroutine.throw(error) if error else self._coroutine.send(None)
         except (StopIteration, Cancelled):
             wanted = _ENDED
+        except Exception:
+            log.exception("a request ended by a fault")
+            wanted = _ENDED
         finally:
             _current = None
         if wanted is _ENDED:
@@ -95,6 +109,8 @@ class Run:
         try:
             with scope:
                 await _Rest(self._coroutine)
+        except Exception:
+            log.exception("a request ended by a fault")
         finally:
             self._ended()
 
@@ -141,6 +157,30 @@ def held() -> Iterator[None]:
     finally:
         _holds -= 1
         go_on()
+
+
+def cork() -> None:
+    """Requests are being begun one after the other: put off what `later` is given.  `uncork` before any wait."""
+    global _corked
+    _corked = True
+
+
+def uncork() -> None:
+    """Do what was put off."""
+    global _corked, _later
+    if _corked:
+        _corked = False
+        actions, _later = _later, []
+        for action in actions:
+            action()
+
+
+def later(action: Callable[[], None]) -> None:
+    """Do what is cheaper done once for several requests, as sending them: at once, or at the next `uncork`."""
+    if _corked:
+        _later.append(action)
+    else:
+        action()
 
 
 @types.coroutine

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import trio
+from nbdfs.eager import Signal
 
 
 class RangeLock:
-    """Mutual exclusion of overlapping ranges in one trio run."""
+    """Mutual exclusion of overlapping ranges in one trio run; it waits as `nbdfs.eager` has it."""
 
     def __init__(self) -> None:
         self._queue: list[_Claim] = []  # holders and waiters, in order of arrival
@@ -37,4 +37,4 @@ class _Claim:
     def __init__(self, start: int, end: int) -> None:
         self.start = start
         self.end = end
-        self.released = trio.Event()
+        self.released = Signal()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from nbdfs.source import ALLOCATION, Backing, Caps, Extent, Layer, Source
@@ -17,6 +18,7 @@ class Window(Layer):
     def __init__(self, below: Source, start: int, size: int, name: str) -> None:
         super().__init__(below)
         self._start = start
+        self.eager = below.eager
         info = below.info
         self.info = replace(
             info,
@@ -52,6 +54,9 @@ class Window(Layer):
 
     def view(self, offset: int, length: int, *, writable: bool = False) -> memoryview | None:
         return self.below.view(offset + self._start, length, writable=writable)
+
+    def poller(self) -> Callable[[], bool] | None:
+        return self.below.poller()
 
     def backing(self) -> Backing | None:
         backing = self.below.backing()

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 
 import trio
 
+from nbdfs import eager
 from nbdfs.errors import SourceError, UserError
 from nbdfs.nbd.client import Client
 from nbdfs.nbd.proto import constants as nbd
@@ -52,6 +53,8 @@ def source_info(export: RemoteExport, name: str) -> SourceInfo:
 class Remote(Source):
     """The export of `client`; `name` says where it is.  With `discard` holes are trimmed before they are zeroed."""
 
+    eager = True
+
     def __init__(self, client: Client, name: str, *, discard: bool = False) -> None:
         self.client = client
         self._discard = discard and client.export.has(nbd.FLAG_SEND_TRIM)
@@ -87,6 +90,9 @@ class Remote(Source):
 
         await _all(part, pieces(offset, len(data), self._maximum))
 
+    def poller(self) -> Callable[[], bool]:
+        return self.client.poll
+
     async def flush(self) -> None:
         await self.client.flush()
 
@@ -113,6 +119,7 @@ class Remote(Source):
 
 async def _all(part: Callable[[int, int], Awaitable[None]], ranges: Iterable[tuple[int, int]]) -> None:
     """Do the parts of a request that is longer than the server takes, all at once; raise the first error."""
+    await eager.task()
     try:
         async with trio.open_nursery() as nursery:
             for at, size in ranges:

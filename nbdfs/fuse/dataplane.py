@@ -19,6 +19,7 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
+from nbdfs import eager
 from nbdfs.eager import Run
 from nbdfs.fuse import wire
 from nbdfs.fuse.barrier import failure
@@ -78,7 +79,10 @@ class DataPlane:
         async with trio.open_nursery() as nursery, trio.open_nursery() as flights:
             nursery.start_soon(self._watch)
             with self._reading:
-                await self._loop(flights)
+                try:
+                    await self._loop(flights)
+                finally:
+                    eager.uncork()
                 flights.cancel_scope.cancel()
                 for flight in list(self._flights.values()):
                     flight.run.cancel()
@@ -99,6 +103,7 @@ class DataPlane:
             try:
                 length = os.readv(self._device, request.vector)
             except BlockingIOError:
+                eager.uncork()
                 if (self._poller or not self._flights) and patience.look_again(self._poller):
                     continue
                 await patience.sleep(self._device)
@@ -115,6 +120,7 @@ class DataPlane:
             now = time.monotonic_ns()
             patience.answered(now)
             if now > slice_end:
+                eager.uncork()
                 await trio.lowlevel.checkpoint()
                 slice_end = time.monotonic_ns() + _SLICE_NS
 
@@ -135,6 +141,7 @@ class DataPlane:
             request.fail(failure(request, error))
             return request
         if len(self._flights) >= _MOST_FLIGHTS:
+            eager.uncork()
             self._landed = trio.Event()
             await self._landed.wait()
         self._begin(_Flight(self, handler, request, file, nursery))
@@ -152,6 +159,8 @@ class DataPlane:
             flight.run.cancel()
 
     def _begin(self, flight: _Flight) -> None:
+        if self._flights:
+            eager.cork()  # others follow: what they send can go together
         self._flights[flight.request.unique] = flight
         self._flying.set()
         self._poller = flight.file.poller

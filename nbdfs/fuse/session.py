@@ -33,9 +33,9 @@ log = logging.getLogger(__name__)
 _READY_TIMEOUT = 20.0  # seconds from mount to the kernel's INIT
 _STOP_TIMEOUT = 30.0  # seconds for everything after the block
 _GRACE = 3.0  # seconds that requests in flight get once the mount is detached
-# What the kernel is asked to do for a mount, where we may set it.  Data in memory is read ahead for the cost of a request
-# only; what comes from elsewhere needs more of it in flight.  Without a share of its own a FUSE mount may have 1 % of
-# the machine's dirty pages, and writers of mappings wait at every turn.
+# What the kernel is asked to do for a mount, where we may set it.  Data in memory is read ahead to save requests, what
+# comes from elsewhere to have more in flight.  Without a share of its own a FUSE mount may have 1 % of the machine's
+# dirty pages, and writers of mappings wait at every turn.
 _READ_AHEAD = {True: 512, False: 4096}  # KiB; by whether all data is in memory
 _DIRTY_SHARE = 50  # percent
 _MAX_BACKGROUND = 64

@@ -67,7 +67,7 @@ IN_HEADER = struct.Struct("=IIQQIIIHH")  # length, opcode, unique, nodeid, uid, 
 OUT_HEADER = struct.Struct("=IiQ")  # length, error (negative errno, or notification code), unique
 
 # Bodies, all at offset 40 of a request.
-IO_IN = struct.Struct("=QQIIQII")  # of READ and WRITE: fh, offset, size, io flags, lock_owner, flags, padding; then data
+IO_IN = struct.Struct("=QQIIQII")  # READ and WRITE: fh, offset, size, io flags, lock_owner, flags, padding
 LSEEK_IN = struct.Struct("=QQII")  # fh, offset, whence, padding
 FALLOCATE_IN = struct.Struct("=QQQII")  # fh, offset, length, mode, padding
 FSYNC_IN = struct.Struct("=QII")  # fh, fsync_flags, padding

@@ -9,18 +9,18 @@ from __future__ import annotations
 import errno
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import trio
 
+from nbdfs.nbd.stream import MOST_BUFFERS, Buffer, tls_record
 from nbdfs.nbd.tls import explain
 from nbdfs.nbd.uri import HOST_CID, Address, Tcp, Unix
 
 T = TypeVar("T")
 WOULD_BLOCK = -1
 _SOCKET_BUFFER = 4 << 20  # bytes; what a Unix socket takes before the sender must wait
-_JOINED = 64 << 10  # bytes; under TLS a header is put before a payload up to this size, to be one record
 
 
 class Channel:
@@ -33,6 +33,7 @@ class Channel:
         self._socket = sock
         self.peer = peer
         self._tls: ssl.SSLSocket | None = None
+        self._record = memoryview(b"")  # what OpenSSL was given and has not taken yet: it must be given the same again
 
     @property
     def encrypted(self) -> bool:
@@ -69,16 +70,22 @@ class Channel:
         """Wait until `recv_now` may have something."""
         await trio.lowlevel.wait_readable(self._socket)
 
-    def send_now(self, header: bytes, payload: memoryview | None = None) -> int:
-        """Send what goes without waiting; give its length."""
+    async def writable(self) -> None:
+        """Wait until `send_now` may take something."""
+        await trio.lowlevel.wait_writable(self._socket)
+
+    def send_now(self, buffers: Sequence[Buffer]) -> int:
+        """Send what goes without waiting; give its length.  What does not go must be offered again first."""
         try:
             if self._tls is None:
-                return self._socket.sendmsg([header, payload] if payload is not None else [header])
-            if payload is not None and len(payload) <= _JOINED:
-                header += payload
-            return self._socket.send(header)
+                return self._socket.sendmsg(buffers[:MOST_BUFFERS])
+            if not self._record:
+                self._record = tls_record(buffers)
+            sent = self._socket.send(self._record)
         except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
             return 0
+        self._record = self._record[sent:]
+        return sent
 
     async def send_rest(self, data: memoryview) -> None:
         """Send all of `data`."""

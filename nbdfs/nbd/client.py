@@ -22,11 +22,13 @@ from dataclasses import dataclass, replace
 
 import trio
 
+from nbdfs import eager
 from nbdfs.captive import Captive
+from nbdfs.eager import Signal
 from nbdfs.errors import SourceError, UserError
 from nbdfs.nbd.channel import Channel, dial
 from nbdfs.nbd.handshake import Handshake, HandshakeError
-from nbdfs.nbd.mux import ConnectionLostError, Mux, Polling
+from nbdfs.nbd.mux import ConnectionLostError, Mux
 from nbdfs.nbd.proto import constants as nbd
 from nbdfs.nbd.proto.answers import RemoteExport, ServerFacts
 from nbdfs.nbd.request import Request
@@ -34,6 +36,7 @@ from nbdfs.nbd.tls import client_context
 from nbdfs.nbd.uri import Tcp, Uri
 from nbdfs.nursery import serving_nursery
 from nbdfs.source import ALLOCATION, Extent, Health
+from nbdfs.undo import unless_done
 
 log = logging.getLogger(__name__)
 
@@ -147,7 +150,7 @@ async def _by_entering(target: Target, name: str) -> RemoteExport:
     """What the server says about an export to who enters it."""
     async with shaking_hands(target) as (channel, handshake):
         export = await handshake.go(name)
-        _mux(channel, handshake, Polling()).disconnect()
+        _mux(channel, handshake).disconnect()
     return export
 
 
@@ -186,7 +189,6 @@ class Client:
         self._down_since: float | None = None
         self._ended: str = ""  # why there will be no connection any more
         self._doubtful: list[Request] = []
-        self._polling = Polling()
         self.reconnects = 0
 
     # Operations
@@ -264,6 +266,14 @@ class Client:
                 return
             request.restart()
 
+    def poll(self) -> bool:
+        """Look, without waiting, for replies; True if something came."""
+        came = False
+        for link in self._links:
+            if link.mux is not None and link.mux.busy:
+                came = link.mux.poll() or came
+        return came
+
     def _least_loaded(self) -> Mux | None:
         best = None
         for link in self._links:
@@ -274,6 +284,7 @@ class Client:
 
     async def _reconnected(self, deadline: float) -> Mux:
         """Wait for a connection, until the deadline (0: a whole timeout from now)."""
+        await eager.task()
         timeout = self._options.timeout
         with trio.move_on_at(deadline or trio.current_time() + timeout):
             while not self._ended:
@@ -287,25 +298,25 @@ class Client:
     async def _change(self, request: Request) -> None:
         while clash := [other for other in self._doubtful if _overlap(other, request)]:
             await self._settled(clash[0])
-        try:
+        with unless_done(lambda: self._doubt(request)):
             await self._perform(request)
-        except trio.Cancelled:
-            if request.orphan and not request.done:
-                self._doubtful.append(request)
-                request.settled = lambda: self._doubtful.remove(request)
-            raise
+
+    def _doubt(self, request: Request) -> None:
+        if request.orphan and not request.done:
+            self._doubtful.append(request)
+            request.settled = lambda: self._doubtful.remove(request)
 
     async def _settled(self, request: Request) -> None:
-        event = trio.Event()
+        signal = Signal()
         before = request.settled
 
         def settled() -> None:
             if before:
                 before()
-            event.set()
+            signal.set()
 
         request.settled = settled
-        await event.wait()
+        await signal.wait()
 
     # Connections
 
@@ -353,7 +364,7 @@ class Client:
         async with shaking_hands(self._target, extended=self.server.extended) as (channel, handshake):
             export = await handshake.go(self._target.export, self._options.contexts)
             self._check(handshake.facts, export)
-            return _mux(channel, handshake, self._polling)
+            return _mux(channel, handshake)
 
     def _check(self, server: ServerFacts, export: RemoteExport) -> None:
         """Whether the export is still the one that was opened, as far as can be told."""
@@ -432,9 +443,9 @@ def _overlap(one: Request, other: Request) -> bool:
     return one.offset < other.offset + other.length and other.offset < one.offset + one.length
 
 
-def _mux(channel: Channel, handshake: Handshake, polling: Polling) -> Mux:
+def _mux(channel: Channel, handshake: Handshake) -> Mux:
     facts = handshake.facts
-    return Mux(channel, polling, structured=facts.structured, extended=facts.extended)
+    return Mux(channel, structured=facts.structured, extended=facts.extended)
 
 
 @asynccontextmanager
@@ -445,7 +456,7 @@ async def connected(target: Target, options: ClientOptions) -> AsyncIterator[Cli
             raise HandshakeError(f"{target.name} speaks the oldstyle protocol of NBD: start it with the newstyle one")
         export = await handshake.go(target.export, options.contexts)
         client = Client(target, options, handshake.facts, export)
-        first = _mux(channel, handshake, client._polling)
+        first = _mux(channel, handshake)
     async with serving_nursery() as nursery:
         await client._run(first, nursery)
         try:

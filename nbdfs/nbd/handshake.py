@@ -74,7 +74,7 @@ class Handshake:
 
     async def abort(self) -> None:
         """Say goodbye before the transmission phase."""
-        self._channel.send_now(self._machine.abort())
+        self._channel.send_now([self._machine.abort()])
 
     async def _until_ready(self, said: bytes) -> None:
         """Send, and hear the server out."""

@@ -64,7 +64,7 @@ class Output:
         """Send without waiting; whether all is out."""
         queue = self._queue
         while queue:
-            if not _drop(queue, self.stream.send_now(queue)):
+            if not drop_sent(queue, self.stream.send_now(queue)):
                 return False
         return True
 
@@ -79,7 +79,7 @@ class Output:
             raise ConnectionError(errno.ETIMEDOUT, f"it has taken no reply for {self._stall:g} s")
 
 
-def _drop(queue: list[Buffer], sent: int) -> bool:
+def drop_sent(queue: list[Buffer], sent: int) -> bool:
     """Take what was sent off the queue; whether it was anything."""
     done = 0
     left = sent

@@ -1,11 +1,10 @@
-"""A request of the client, and the task that waits for it."""
+"""A request of the client, and who waits for it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-import trio
-
+from nbdfs.eager import Wake
 from nbdfs.nbd.proto.pending import Pending
 
 _HEADER_WEIGHT = 4096  # what a request costs beside its bytes, in bytes
@@ -14,7 +13,7 @@ _HEADER_WEIGHT = 4096  # what a request costs beside its bytes, in bytes
 class Request(Pending):
     """`weight` is its share of a connection's load, in bytes; `sent` is when it left, in trio's time."""
 
-    __slots__ = ("sent", "settled", "task", "weight")
+    __slots__ = ("sent", "settled", "wake", "weight")
 
     def __init__(
         self,
@@ -29,15 +28,15 @@ class Request(Pending):
         super().__init__(command, offset, length, flags, buffer, payload)
         self.weight = _HEADER_WEIGHT + (length if buffer is not None or payload is not None else 0)
         self.sent = 0.0
-        self.task: trio.lowlevel.Task | None = None
+        self.wake: Wake | None = None  # of who waits for it
         self.settled: Callable[[], None] | None = None  # told once its reply has come, or never will
 
     def finish(self, error: OSError | None) -> None:
         """The last of its reply came, or the connection ended: wake whoever waits."""
         self.done = True
         self.error = self.error or error
-        if self.task is not None:
-            trio.lowlevel.reschedule(self.task)
-            self.task = None
+        if self.wake is not None:
+            wake, self.wake = self.wake, None
+            wake()
         if self.settled is not None:
             self.settled()

@@ -20,7 +20,7 @@ from nbdfs.nbd.tls import explain
 
 WOULD_BLOCK = -1
 _SOCKET_BUFFER = 4 << 20  # bytes; what a Unix socket takes before the sender must wait
-_MOST_BUFFERS = 1024  # IOV_MAX
+MOST_BUFFERS = 1024  # IOV_MAX
 _RECORD = 64 << 10  # bytes; small buffers are joined up to here, to be one TLS record or a few
 
 Buffer = bytes | memoryview
@@ -64,7 +64,7 @@ class SocketStream:
 
     def send_now(self, buffers: Sequence[Buffer]) -> int:
         try:
-            return self.socket.sendmsg(buffers[:_MOST_BUFFERS])
+            return self.socket.sendmsg(buffers[:MOST_BUFFERS])
         except BlockingIOError:
             return 0
 
@@ -123,7 +123,7 @@ class TlsStream(SocketStream):
             raise ConnectionError(errno.EPROTO, f"TLS: {explain(error)}") from error
 
     def send_now(self, buffers: Sequence[Buffer]) -> int:
-        record = self._record or _record(buffers)
+        record = self._record or tls_record(buffers)
         try:
             sent = self.socket.send(record)
         except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
@@ -134,7 +134,7 @@ class TlsStream(SocketStream):
         return sent
 
 
-def _record(buffers: Sequence[Buffer]) -> memoryview:
+def tls_record(buffers: Sequence[Buffer]) -> memoryview:
     """The next bytes to encrypt: a header goes with what follows it, and small replies go together."""
     size = 0
     for count, buffer in enumerate(buffers):
@@ -164,7 +164,7 @@ class PipeStream:
 
     def send_now(self, buffers: Sequence[Buffer]) -> int:
         try:
-            return os.writev(self._writing, buffers[:_MOST_BUFFERS])
+            return os.writev(self._writing, buffers[:MOST_BUFFERS])
         except BlockingIOError:
             return 0
 

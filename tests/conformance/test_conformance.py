@@ -9,6 +9,7 @@ import pytest
 import trio
 
 from nbdfs import registry
+from nbdfs.eager import Run
 from nbdfs.ranges import normalise
 from nbdfs.source import ALLOCATION, RESIDENT, ZERO, Caps, Extent, read
 from nbdfs.stack import open_stack
@@ -328,3 +329,48 @@ async def test_closing_while_cancelled(subject: Subject) -> None:
     with trio.fail_after(30):
         async with open_stack(subject.spec, readonly=True) as door:
             await read(door, 0, 1)
+
+
+async def test_eager_operations_wait_for_nothing_but_what_was_asked(device: Device) -> None:
+    """Where a driver says that its operations need no task, they are carried without one, and do the same."""
+    if not device.door.eager:
+        return
+    ended = trio.Event()
+    errors: list[BaseException] = []
+
+    async def work() -> None:
+        try:
+            for offset, length in device.ranges():
+                await device.check(offset, length)
+            if can(device, Caps.WRITE):
+                for offset, length in device.ranges():
+                    await device.write(offset, length)
+                await device.door.flush()
+        except (OSError, RuntimeError, AssertionError) as error:
+            errors.append(error)
+
+    async with trio.open_nursery() as nursery:
+        Run(work(), nursery, ended.set).start()
+        with trio.fail_after(60):
+            await ended.wait()
+    assert not errors
+    await device.check()
+
+
+async def test_an_eager_operation_can_be_cancelled_at_its_wait(device: Device) -> None:
+    if not device.door.eager:
+        return
+    ends: list[int] = []
+    buffer = bytearray([UNTOUCHED]) * min(device.size, 4096)
+
+    async def work() -> None:
+        await device.door.pread_into(memoryview(buffer), 0)
+
+    async with trio.open_nursery() as nursery:
+        run = Run(work(), nursery, lambda: ends.append(1))
+        run.start()
+        run.cancel()
+    assert ends == [1]
+    left = bytes(buffer)
+    await device.check()
+    assert bytes(buffer) == left
