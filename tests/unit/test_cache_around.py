@@ -60,6 +60,16 @@ async def test_a_fast_wire_has_neighbours_fetched_along(autojump_clock: trio.tes
     assert max(length for _, length in base.names("read")) == 1 << 20
 
 
+async def test_small_steps_on_and_on_wait_for_few_round_trips(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    base = Far(content(32 << 20), rate=1e9)
+    async with cached(base) as layer:
+        for at in range(0, 32 << 20, 2 * BLOCK):
+            await read(layer, at, 2 * BLOCK)
+    assert len(base.names("read")) < 60  # of 256 reads
+
+
 async def test_a_slow_wire_has_only_what_is_asked_for_fetched(autojump_clock: trio.testing.MockClock) -> None:
     base = Far(content(32 << 20), rate=5e6)  # a block more would take longer than the round trip
     async with cached(base) as layer:
