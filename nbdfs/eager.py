@@ -66,7 +66,10 @@ class Run:
         self._scope: trio.CancelScope | None = None
 
     def start(self) -> None:
-        """Execute up to the first wait."""
+        """Execute up to the first wait, now, or once the run that is executing has paused."""
+        if _current is not None:
+            _ready.append(self)
+            return
         self._advance()
         if _ready:
             go_on()

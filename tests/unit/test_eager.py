@@ -42,6 +42,26 @@ async def test_runs_do_not_nest():
     assert steps == ["the waker goes on before whom it woke", "woken"]
 
 
+async def test_a_run_begun_in_a_run_executes_when_that_has_paused():
+    signal, steps = Signal(), []
+
+    async def inner():
+        steps.append("inner")
+        await signal.wait()
+
+    async def outer(nursery):
+        Run(inner(), nursery).start()
+        steps.append("outer")
+        await signal.wait()
+        steps.append("woken")
+
+    async with trio.open_nursery() as nursery:
+        Run(outer(nursery), nursery).start()
+        assert steps == ["outer", "inner"]
+        signal.set()
+    assert steps == ["outer", "inner", "woken"]
+
+
 async def test_a_long_chain_of_wakes_needs_no_deep_stack():
     signals = [Signal() for _ in range(5000)]
 
