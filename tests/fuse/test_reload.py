@@ -158,20 +158,20 @@ def test_a_signal_reloads(configured: Configured) -> None:
     assert process.poll() is None
 
 
-@pytest.mark.parametrize(
-    "text, message",
-    [
-        (DISKS + "more = \n", "nbdfs.toml:12: not TOML: invalid value"),
-        (AFTER.replace("ones", "once"), "there is no source or layer 'once'; did you mean 'ones'?"),
-        ("[mount.disk]\ntarget = '/x'\nsource = 'zero:1'", "there is no mount or server 'disks'; did you mean 'disk'?"),
-    ],
-)
-def test_a_wrong_file_changes_nothing(configured: Configured, text: str, message: str) -> None:
+WRONG = [
+    (DISKS + "more = \n", "nbdfs.toml:12: not TOML: invalid value"),
+    (AFTER.replace("ones", "once"), "there is no source or layer 'once'; did you mean 'ones'?"),
+    ("[mount.disk]\ntarget = '/x'\nsource = 'zero:1'", "there is no mount or server 'disks'; did you mean 'disk'?"),
+]
+
+
+def test_a_wrong_file_changes_nothing(configured: Configured) -> None:
     configured.write(DISKS)
     process = configured.start_up("mount", "disks")
-    configured.write(text)
-    assert message in configured.run("reload", "disks", status=2)
-    process.send_signal(signal.SIGHUP)
+    for text, message in WRONG:
+        configured.write(text)
+        assert message in configured.run("reload", "disks", status=2)
+        process.send_signal(signal.SIGHUP)
     assert configured.names() == {"kept", "gone", "changed", "stack", "vm"}
     configured.write(DISKS)
     assert configured.run("reload", "disks") == "disks: nothing to change\n"
@@ -241,8 +241,8 @@ source = "no-such-image"
 """
 
 
-def test_up_brings_up_all_and_follows_changes(configured_each_way: Configured) -> None:
-    configured, folder = configured_each_way, configured_each_way.folder
+def test_up_brings_up_all_and_follows_changes(configured: Configured) -> None:
+    folder = configured.folder
     configured.write(FLEET)
     process = configured.start_up("up")
     assert [configured.size(name) for name in ("one.img", "disks/a")] == [MIB, MIB]
