@@ -3,7 +3,7 @@
 # make test-guest  run the tests in virtual machines
 # make lint types  style and types
 # make docs        fill the generated parts of the manual
-# make dist deb    wheel and source distribution, Debian package: in dist/
+# make dist deb rpm  wheel and source distribution, Debian and RPM package: in dist/
 # make test-packages  make them, install and use them in clean systems
 # make bench       measure, and write the table of the README
 # make clean       remove what was made
@@ -20,9 +20,9 @@ TEST_PACKAGES := acl aria2 busybox-static cpio cryptsetup-bin e2fsprogs fdisk fi
 	kmod libnbd-bin lsof man-db mandoc nbd-client nbd-server nbdkit nginx-light procps python3-libnbd qemu-system-x86 \
 	qemu-utils socat strace tmux transmission-cli util-linux xfsprogs xz-utils zsh zstd
 BENCH_PACKAGES := httpdirfs qemu-block-extra
-PACKAGING := debhelper dpkg-dev lintian mmdebstrap python3-pip
+PACKAGING := buildah debhelper dpkg-dev lintian mmdebstrap python3-pip rpm rpmlint
 
-.PHONY: run test test-long test-guest test-packages venv lint types bench docs share dist wheels deb clean \
+.PHONY: run test test-long test-guest test-packages venv lint types bench docs share dist wheels deb rpm clean \
 	need-run-packages need-test-packages need-packaging
 
 run: need-run-packages $(BIN)/.run
@@ -76,11 +76,14 @@ wheels: dist
 	$(BIN)/python -m pip wheel -q -c $(CONSTRAINTS) --build-constraint $(CONSTRAINTS) -w build/wheels "$$(echo dist/*.whl)[all]"
 
 # Install the packages of dist/, in a system made for that.
-test-packages: need-test-packages deb
+test-packages: need-test-packages deb rpm
 	$(PYTEST) -m packages
 
 deb: need-packaging wheels
 	packaging/build-deb dist/*.tar.gz build/wheels dist
+
+rpm: need-packaging wheels
+	packaging/build-rpm dist/*.tar.gz build/wheels dist
 
 clean:
 	rm -rf build dist *.egg-info $(VENV) .mypy_cache .ruff_cache .hypothesis

@@ -9,26 +9,9 @@ import pytest
 
 import nbdfs
 from tests.conftest import ROOT
-from tests.packaging.debian import depends, inside, make_root, repacked
+from tests.packaging.debian import inside
 
 pytestmark = [pytest.mark.packages, pytest.mark.root, pytest.mark.timeout(600)]
-
-
-@pytest.fixture(scope="module")
-def package() -> Path:
-    (package,) = (ROOT / "dist").glob("nbdfs_*.deb")
-    return package
-
-
-@pytest.fixture(scope="module")
-def debian(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A root with what the package depends on, the package itself as /old.deb and a newer one as /new.deb."""
-    folder = tmp_path_factory.mktemp("debian")
-    root = folder / "root"
-    make_root(root, depends(package))
-    (root / "old.deb").write_bytes(package.read_bytes())
-    (root / "new.deb").write_bytes(repacked(package, "99.0", folder).read_bytes())
-    return root
 
 
 def files(root: Path) -> set[str]:
