@@ -2,7 +2,7 @@
 # make test        install what the tests need and run them; test-long also runs the campaigns of minutes
 # make test-guest  run the tests in virtual machines
 # make lint types  style and types
-# make docs        fill the generated parts of the manual
+# make docs site   fill the generated parts of the manual; make a site of it, build/site
 # make dist deb rpm  wheel and source distribution, Debian and RPM package: in dist/
 # make test-packages  make them, install and use them in clean systems
 # make bench       measure, and write the table of the README
@@ -22,7 +22,7 @@ TEST_PACKAGES := acl aria2 busybox-static cpio cryptsetup-bin e2fsprogs fdisk fi
 BENCH_PACKAGES := httpdirfs qemu-block-extra
 PACKAGING := buildah debhelper dpkg-dev lintian mmdebstrap python3-pip rpm rpmlint
 
-.PHONY: run test test-long test-guest test-packages venv lint types bench docs share dist wheels deb rpm clean \
+.PHONY: run test test-long test-guest test-packages venv lint types bench docs site share dist wheels deb rpm clean \
 	need-run-packages need-test-packages need-packaging
 
 run: need-run-packages $(BIN)/.run
@@ -59,6 +59,9 @@ bench: need-run-packages need-test-packages $(BIN)/.dev
 
 docs: $(BIN)/.dev
 	$(BIN)/python docs/generate.py
+
+site: docs
+	$(BIN)/mkdocs build --strict --quiet
 
 # Manual pages and completions, which a wheel carries too: packaging/share is the /usr/share of a package.
 share: $(BIN)/.dev
@@ -110,5 +113,5 @@ $(BIN)/.run: setup.cfg pyproject.toml constraints.txt | $(BIN)/pip
 	@touch $@
 
 $(BIN)/.dev: setup.cfg pyproject.toml constraints.txt | $(BIN)/pip
-	$(INSTALL) -e '.[all,test,lint,dist]'
+	$(INSTALL) -e '.[all,test,lint,docs,dist]'
 	@touch $@ $(BIN)/.run

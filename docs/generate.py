@@ -1,4 +1,4 @@
-"""Fill the parts of the manual that the registry knows: the options table of every source and layer.
+"""Fill the parts of the manual that the registry knows: the options of every source and layer, and lists of them.
 
 python docs/generate.py           write them
 python docs/generate.py --check   write nothing; name what is missing or stale, with status 1
@@ -7,18 +7,19 @@ python docs/generate.py --check   write nothing; name what is missing or stale, 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from nbdfs import registry
 from nbdfs.registry import Driver, SourceDriver
 
 DOCS = Path(__file__).parent
-BEGIN, END = "<!-- options -->", "<!-- /options -->"
+FOLDERS = "sources", "layers"
 
 
-def page_of(driver: Driver) -> Path:
-    """The manual page of a driver."""
-    return DOCS / ("sources" if isinstance(driver, SourceDriver) else "layers") / f"{driver.name}.md"
+def folder_of(driver: Driver) -> str:
+    """Where the manual page of a driver is."""
+    return "sources" if isinstance(driver, SourceDriver) else "layers"
 
 
 def table(driver: Driver) -> str:
@@ -32,26 +33,41 @@ def table(driver: Driver) -> str:
     return "\n".join(rows) + "\n"
 
 
-def filled(text: str, driver: Driver) -> str:
-    """A page with its table in place; a ValueError if it has no place for one."""
-    head, rest = text.split(BEGIN)
-    _, tail = rest.split(END)
-    return f"{head}{BEGIN}\n{table(driver)}{END}{tail}"
+def index(folder: str) -> str:
+    """The pages of a folder as Markdown."""
+    drivers = [driver for driver in map(registry.find, registry.names()) if folder_of(driver) == folder]
+    rows = [f"| [{driver.name}]({driver.name}.md) | {driver.summary} |" for driver in drivers]
+    return "\n".join(["| | |", "| --- | --- |", *rows]) + "\n"
+
+
+def filled(text: str, mark: str, content: str) -> str:
+    """A page with a generated part in place; a ValueError if it has no place for one."""
+    begin, end = f"<!-- {mark} -->", f"<!-- /{mark} -->"
+    head, rest = text.split(begin)
+    _, tail = rest.split(end)
+    return f"{head}{begin}\n{content}{end}{tail}"
+
+
+def parts() -> Iterator[tuple[Path, str, str]]:
+    """Every generated part: its page, its mark, its content."""
+    for driver in map(registry.find, registry.names()):
+        yield DOCS / folder_of(driver) / f"{driver.name}.md", "options", table(driver)
+    for folder in FOLDERS:
+        yield DOCS / folder / "index.md", "index", index(folder)
 
 
 def main(check: bool) -> int:
     faults = []
-    for driver in map(registry.find, registry.names()):
-        page = page_of(driver)
+    for page, mark, content in parts():
         name = page.relative_to(DOCS.parent)
         if not page.exists():
             faults.append(f"{name} is missing")
             continue
         old = page.read_text()
         try:
-            new = filled(old, driver)
+            new = filled(old, mark, content)
         except ValueError:
-            faults.append(f"{name} has no place for its options: {BEGIN} {END}")
+            faults.append(f"{name} has no place for its {mark}: <!-- {mark} --> <!-- /{mark} -->")
             continue
         if new != old and check:
             faults.append(f"{name} is stale: run make docs")
