@@ -18,6 +18,11 @@ class RangeLock:
     def __init__(self) -> None:
         self._queue: list[_Claim] = []  # holders and waiters, in order of arrival
 
+    @property
+    def free(self) -> bool:
+        """Whether nobody holds or waits for any range: what then is done without waiting needs no lock."""
+        return not self._queue
+
     @asynccontextmanager
     async def hold(self, offset: int, length: int) -> AsyncIterator[None]:
         """Hold [offset, offset + length) for the block.  A checkpoint only if it must wait."""

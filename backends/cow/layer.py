@@ -58,6 +58,9 @@ class Cow(Layer):
 
     async def pwrite(self, data: memoryview, offset: int, *, fua: bool = False) -> None:
         first, last = self._blocks(offset, len(data))
+        if self._content.in_memory and self._lock.free and self._overlay.present.covers(first, last):
+            self._content.write_now(data, offset)
+            return
         async with self._lock.hold(first, last - first):
             await self._take_over_edges(offset, len(data))
             await self._content.write(data, offset)
@@ -120,10 +123,10 @@ class Cow(Layer):
         if writable:
             return None
         first, last = self._blocks(offset, length)
+        if self._overlay.present.covers(first, last):
+            return self._content.view(offset, length)
         _, stop, inside = next(self._overlay.present.runs(first, last))
-        if stop < last:
-            return None
-        return self._content.view(offset, length) if inside else self.below.view(offset, length)
+        return self.below.view(offset, length) if stop == last and not inside else None
 
     def statistics(self) -> Mapping[str, int]:
         return {"overlay_bytes": min(self._overlay.present.total * self._block, self._size)}

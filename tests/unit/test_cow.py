@@ -11,6 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import trio
+import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -311,3 +313,16 @@ async def test_what_the_overlay_has_in_memory_is_viewed_in_place() -> None:
         await source.trim(64 << 10, 64 << 10)
         assert source.view(64 << 10, 128 << 10) is None  # a hole
         assert await read(source, 64 << 10, 128 << 10) == bytes(64 << 10) + data[64 << 10 :]
+
+
+async def test_a_write_beside_one_that_waits_for_the_rest_of_its_block_is_not_undone(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    base = Ram(CONTENT, delay=0.01)
+    async with cow(base, memory=True, block=4096) as layer:
+        await layer.pwrite(memoryview(bytes(8192)), 0)  # two blocks that are there
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(layer.pwrite, memoryview(b"a" * 6000), 6000)  # the third is not, and is fetched first
+            await trio.sleep(0.005)
+            await layer.pwrite(memoryview(b"b" * 500), 7000)
+        assert await read(layer, 6000, 6000) == b"a" * 1000 + b"b" * 500 + b"a" * 4500

@@ -83,3 +83,18 @@ async def test_a_cancelled_waiter_lets_those_behind_it_on(autojump_clock: trio.t
             scope.cancel()
             await trio.testing.wait_all_tasks_blocked()
             assert done == [(12, 5)]
+
+
+async def test_a_lock_is_free_while_nobody_holds_or_waits() -> None:
+    lock = RangeLock()
+    assert lock.free
+    async with trio.open_nursery() as nursery:
+        async with lock.hold(0, 10):
+            assert not lock.free
+            with trio.CancelScope() as scope:
+                nursery.start_soon(trio.testing.wait_all_tasks_blocked)
+                scope.cancel()
+                async with lock.hold(5, 1):
+                    pass
+            assert not lock.free
+    assert lock.free
