@@ -76,19 +76,20 @@ class DataPlane:
 
     async def run(self) -> None:
         """Serve until the mount is gone (what is in flight is cancelled) or until `finish` (it is answered)."""
-        async with trio.open_nursery() as nursery, trio.open_nursery() as flights:
+        async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch)
-            with self._reading:
-                try:
-                    await self._loop(flights)
-                finally:
-                    eager.uncork()
-                flights.cancel_scope.cancel()
-                for flight in list(self._flights.values()):
-                    flight.run.cancel()
-            while self._flights:
-                self._landed = trio.Event()
-                await self._landed.wait()
+            async with trio.open_nursery() as flights:
+                with self._reading:
+                    try:
+                        await self._loop(flights)
+                    finally:
+                        eager.uncork()
+                    flights.cancel_scope.cancel()
+                    for flight in list(self._flights.values()):
+                        flight.run.cancel()
+                while self._flights:
+                    self._landed = trio.Event()
+                    await self._landed.wait()
             nursery.cancel_scope.cancel()
 
     def finish(self) -> None:

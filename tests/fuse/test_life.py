@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import mmap
+import os
 import signal
 import subprocess
 import time
 from pathlib import Path
 
-from tests.mounts import SECONDS, Mounter, is_mounted, nbdfs
+from tests.mounts import SECONDS, Mounter, is_mounted, nbdfs, wait_until
 
 SIZE = 16 << 20
 BLOCK = 4096
@@ -113,3 +114,12 @@ def test_empty_pool_of_huge_pages_is_found_out_at_the_start(mount_data_plane: Mo
     assert mounted.process.stderr
     assert len(mounted.process.stderr.read().splitlines()) == 1
     assert not mounted.file.exists()
+
+
+def test_detached_by_somebody_while_a_request_waits(mount_data_plane: Mounter) -> None:
+    mounted = mount_data_plane("delay,read=1h::memory:1M")
+    with subprocess.Popen(["cat", str(mounted.file)], stdout=subprocess.DEVNULL) as reader:
+        wait_until(lambda: os.getxattr(mounted.file, "user.nbdfs.reads") != b"0", "a read")
+        reader.kill()
+    subprocess.run(["umount", "-l", str(mounted.file)], check=True)
+    assert mounted.process.wait(SECONDS) == 0
