@@ -14,6 +14,13 @@ def command(*words: str | Path) -> list[str]:
     return [sys.executable, "-m", "nbdfs", *map(str, words)]
 
 
+def key_file(path: Path, content: bytes) -> Path:
+    """Write a file that only its owner may read, as keys are kept."""
+    path.touch(0o600)
+    path.write_bytes(content)
+    return path
+
+
 def nbdfs(*words: str | Path, stdin: bytes | None = None, status: int = 0) -> subprocess.CompletedProcess[bytes]:
     """Run a command to its end.  It must end with `status` and, if that is not 0, say why in one line."""
     done = subprocess.run(command(*words), input=stdin, capture_output=True, timeout=TIMEOUT)

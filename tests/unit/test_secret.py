@@ -48,6 +48,19 @@ def test_a_literal_is_read_with_a_warning_and_never_shown(caplog: pytest.LogCapt
     assert "hunter2" not in caplog.text + str(secret) + repr(secret)
 
 
+@pytest.mark.parametrize("mode, warned", [(0o600, False), (0o640, False), (0o604, True), (0o602, True)])
+def test_a_key_file_that_others_may_use_is_warned_of(
+    tmp_path: Path, mode: int, warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    key = tmp_path / "my key"
+    key.write_bytes(b"secret")
+    key.chmod(mode)
+    with caplog.at_level(logging.WARNING):
+        assert Secret(f"+{key}").read() == b"secret"
+    assert ([record.getMessage() for record in caplog.records] != []) == warned
+    assert (f"chmod 600 '{key}'" in caplog.text) == warned
+
+
 @pytest.mark.parametrize("text", ["+/no/such/file", "-999999"])
 def test_what_cannot_be_read_is_one_line(text: str) -> None:
     with pytest.raises(UserError, match="cannot read the secret") as error:
