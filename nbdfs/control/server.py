@@ -26,6 +26,7 @@ _PAUSE = 0.2  # seconds without accepting when descriptors have run out
 _IDLE = 120.0  # seconds between two requests of a client
 _REST = 10.0  # seconds for the rest of a request, or to take a reply
 _REQUEST = 120.0  # seconds to carry one out
+_ALSO = {float: (float, int)}  # types of JSON that a type of a parameter takes
 _CREDENTIALS = struct.Struct("=iII")  # struct ucred: pid, uid, gid
 
 
@@ -43,7 +44,7 @@ class Method:
         for name, value in params.items():
             if name not in known:
                 raise RequestError(Code.INVALID_PARAMS, f"there is no parameter {name!r}")
-            if type(value) is not known[name]:
+            if type(value) not in _ALSO.get(known[name], (known[name],)):
                 raise RequestError(Code.INVALID_PARAMS, f"{name} is not of type {known[name].__name__}")
         for name in self.parameters:
             if name not in params:

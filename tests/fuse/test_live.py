@@ -107,6 +107,7 @@ def test_removed_while_it_is_open(disks: Directory) -> None:
             os.pwrite(disk, b"after", BLOCK)
             pages[2 * BLOCK : 2 * BLOCK + 6] = b"mapped"
             assert os.pread(disk, 6, 0) == b"before"
+            assert disks.mount.do(lambda: os.fstat(disk).st_nlink) == 0  # noqa: B023
             assert pages[BLOCK : BLOCK + 5] == b"after"
         wait_until(lambda: set(disks.listed()) == {"first", *({"image"} if name == "memory" else ())}, "its end")  # noqa: B023
     content = image.read_bytes()
@@ -195,6 +196,18 @@ def test_what_cannot_be_changed_is_said_in_one_line(data_plane: Directory) -> No
 def _added(directory: Directory, spec: str, *words: str) -> str:
     directory.command("add", spec)
     return directory.complaint(*words)
+
+
+@pytest.mark.root
+def test_a_file_with_a_mount_on_it_is_not_removed(data_plane: Directory) -> None:
+    file = str(data_plane / "first")
+    subprocess.run(["mount", "--bind", "/proc/version", file], check=True)
+    try:
+        assert "is a mount point: unmount what is on it first" in data_plane.complaint("remove", "first")
+        assert "is a mount point" in data_plane.complaint("add", "--replace", "first=memory:2M")
+    finally:
+        subprocess.run(["umount", file], check=True)
+    data_plane.command("remove", "first", "--wait", "30")
 
 
 def test_a_mounted_file_stays_one_file(mount_data_plane: Mounter) -> None:

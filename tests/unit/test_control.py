@@ -83,7 +83,12 @@ async def crash() -> None:
     raise ZeroDivisionError
 
 
+async def wait(seconds: float = 0.0) -> float:
+    return seconds
+
+
 METHODS = {
+    "wait": Method(wait, options={"seconds": float}),
     "echo": Method(echo, {"text": str}),
     "fail": Method(fail, options={"usage": bool}),
     "crash": Method(crash),
@@ -109,6 +114,9 @@ async def test_calls(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
                 client.call("fail", usage=True)
             with pytest.raises(UserError, match="internal error"):
                 client.call("crash")
+            assert [client.call("wait", seconds=seconds) for seconds in (1, 0.5)] == [1, 0.5]
+            with pytest.raises(UserError, match="seconds is not of type float"):
+                client.call("wait", seconds=True)
             assert client.call("echo", text="still there") == "still there"
 
     async with served(folder) as path:
