@@ -43,7 +43,7 @@ class Client:
     ) -> None:
         self._socket.close()
 
-    def call(self, method: str, seconds: float = _REPLY, **params: object) -> Any:
+    def call(self, method: str, seconds: float = _REPLY, /, **params: object) -> Any:
         """The result of a method.  Raises what the other end does: UserError, UsageError."""
         self._socket.settimeout(seconds)
         try:

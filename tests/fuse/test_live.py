@@ -107,7 +107,7 @@ def test_removed_while_it_is_open(disks: Directory) -> None:
             os.pwrite(disk, b"after", BLOCK)
             pages[2 * BLOCK : 2 * BLOCK + 6] = b"mapped"
             assert os.pread(disk, 6, 0) == b"before"
-            assert disks.mount.do(lambda: os.fstat(disk).st_nlink) == 0  # noqa: B023
+            assert disks.mount.do(lambda: os.fstat(disk).st_nlink) == 0
             assert pages[BLOCK : BLOCK + 5] == b"after"
         wait_until(lambda: set(disks.listed()) == {"first", *({"image"} if name == "memory" else ())}, "its end")  # noqa: B023
     content = image.read_bytes()
