@@ -26,7 +26,7 @@ _PAUSE = 0.2  # seconds without accepting when descriptors have run out
 _IDLE = 120.0  # seconds between two requests of a client
 _REST = 10.0  # seconds for the rest of a request, or to take a reply
 _REQUEST = 120.0  # seconds to carry one out
-_ALSO = {float: (float, int)}  # types of JSON that a type of a parameter takes
+_ALSO: Mapping[type, tuple[type, ...]] = {float: (float, int)}  # types of JSON that a type of a parameter takes
 _CREDENTIALS = struct.Struct("=iII")  # struct ucred: pid, uid, gid
 
 
