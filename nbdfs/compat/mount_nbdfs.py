@@ -16,12 +16,10 @@ from collections.abc import Iterator, Sequence
 from nbdfs.cli.main import Parser, parser_of
 from nbdfs.compat._mount8 import mount_errors
 from nbdfs.config.files import current, use_file
-from nbdfs.config.stacks import plans
+from nbdfs.config.stacks import plans, secrets
 from nbdfs.errors import UserError
 from nbdfs.fuse.options import field_of, is_for_others
-from nbdfs.names import specs_by_name
-from nbdfs.secret import Secret
-from nbdfs.stack import plan
+from nbdfs.names import named_plans, specs_by_name
 
 # Of `nbdfs mount`: what makes no sense in fstab, or has another form there.
 _NOT_HERE = {"help", "background", "options", "config", "verbose"}
@@ -118,11 +116,9 @@ def _fsname(spec: str, specs: Sequence[str]) -> list[str]:
 
     Not if there is a secret in it.
     """
-    for text in specs_by_name(specs).values() if len(specs) > 1 else specs:
-        for planned in plans(plan(text)):
-            for _, options in (*planned.layers, (planned.source, planned.options)):
-                if any(isinstance(value, Secret) and value.is_literal for value in vars(options).values()):
-                    return []
+    planned = [part for whole in named_plans(specs).values() for part in plans(whole)]
+    if any(secret.is_literal for part in planned for _, secret in secrets(part)):
+        return []
     return [f"fsname={spec}"]
 
 

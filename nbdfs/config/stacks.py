@@ -22,7 +22,7 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
     "a list": (list,),
     "a table": (dict,),
     "text or a table": (str, dict),
-    "text or a list of texts": (str, list),
+    "a list of texts": (list,),
 }
 
 
@@ -109,18 +109,21 @@ def references(text: str) -> Iterable[str]:
     return [planned.argument for planned in plans(plan(text)) if planned.source.name == "conf"]
 
 
-def _look_at_secrets(document: Document, path: Path, planned: Plan) -> None:
+def secrets(planned: Plan) -> Iterator[tuple[str, Secret]]:
+    """The secrets in the options of a plan, each with where it is, as `luks: passphrase`."""
     for driver, options in (*planned.layers, (planned.source, planned.options)):
         for option in driver.option_table:
             value = getattr(options, option.field)
-            if not isinstance(value, Secret):
-                continue
-            if value.is_literal and _open_to_others(document.file):
-                document.warn(
-                    path, f"{driver.name}: {option.name} is written here, where others can read it: use +FILE"
-                )
-            elif exposed := value.exposed():
-                document.warn(path, f"{driver.name}: {option.name}: {exposed}")
+            if isinstance(value, Secret):
+                yield f"{driver.name}: {option.name}", value
+
+
+def _look_at_secrets(document: Document, path: Path, planned: Plan) -> None:
+    for place, secret in secrets(planned):
+        if secret.is_literal and _open_to_others(document.file):
+            document.warn(path, f"{place} is written here, where others can read it: use +FILE")
+        elif exposed := secret.exposed():
+            document.warn(path, f"{place}: {exposed}")
 
 
 def _open_to_others(file: str) -> bool:
@@ -134,7 +137,7 @@ def _leaf(value: str | Mapping[str, Any]) -> str:
     if isinstance(value, str):
         return value
     if "argv" in value:
-        if len(value) > 1 or not value["argv"] or not is_a(value["argv"], "text or a list of texts"):
+        if len(value) > 1 or not value["argv"] or not is_a(value["argv"], "a list of texts"):
             raise UsageError('a captive server is leaf = {argv = ["PROGRAM", "ARGUMENT", ...]} and nothing else')
         return spec.fold(value["argv"])
     argument = value.get("argument", "")

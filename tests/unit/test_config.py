@@ -121,6 +121,7 @@ WRONG = [
     ("[stack.a]", "1: 'stack.a' needs either spec"),
     ('[stack.a]\nleaf = {argv = []}', "2: a captive server is leaf"),
     ('[stack.a]\nleaf = {argv = ["x", 1]}', "2: a captive server is leaf"),
+    ('[stack.a]\nleaf = {argv = "nbdkit memory 1M"}', "2: a captive server is leaf"),
     ('[stack.a]\nleaf = {argv = "x", size = 1}', "2: a captive server is leaf"),
     ('[stack.a]\nleaf = {size = 1}', "2: what is in 'leaf' must be text, or a table with a name and options"),
     ('[stack.a]\nleaf = {name = "memory", argument = 1}', "2: 'argument' must be text"),
@@ -289,3 +290,27 @@ def test_a_file_named_before_or_after_the_command(words: list[str], capfd: pytes
     finally:
         use_file("")
     assert len(capfd.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "spec, shown",
+    [
+        ("luks,passphrase=+/etc/key::/x", "luks,passphrase=+/etc/key::/x"),
+        ("luks,passphrase=hunter2::/x", ""),
+        ("a=luks,passphrase=hunter2::/x", ""),
+        ("a=memory:1M b=luks,passphrase=hunter2::/x", ""),
+        ("luks,header=luks%2Cpassphrase=hunter2%3A%3A/h::/x", ""),
+    ],
+)
+def test_the_mount_table_shows_the_line_of_fstab_but_no_secret(
+    spec: str, shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nbdfs.cli import mount
+    from nbdfs.compat import mount_nbdfs
+    from nbdfs.fuse.options import parse_options
+
+    found = []
+    monkeypatch.setattr(mount, "run", lambda arguments: found.append(arguments) or 0)
+    assert mount_nbdfs.run([spec, str(tmp_path / "x"), "-o", "rw"]) == 0
+    assert parse_options(found[0].options).fsname == shown
+    assert "hunter2" not in str(found[0].options)
