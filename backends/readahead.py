@@ -73,6 +73,7 @@ class Readahead(Layer):
         self._blocks: collections.OrderedDict[int, _Block] = collections.OrderedDict()  # by number, oldest first
         self._spare: list[memoryview] = []
         self._hits = self._misses = self._evicted = 0
+        self._fetches: set[Run] = set()  # under way
         self._streams: list[_Stream] = []  # the one used last comes last
         self.info = replace(info, caps=info.caps & ~Caps.IMMEDIATE)
         self.eager = below.eager
@@ -170,12 +171,18 @@ class Readahead(Layer):
         self._room -= 1
         offset = number * self._block
         block = self._blocks[number] = _Block(min(self._block, self.info.size - offset))
-        fetch = Run(self._fetching(number, block), self._nursery)
+        fetch = Run(self._fetching(number, block), self._nursery, lambda: self._fetches.discard(fetch))
+        self._fetches.add(fetch)
         if self.below.eager:
             fetch.start()
         else:
             fetch.start_task()
         return True
+
+    def stop(self) -> None:
+        """End the fetches under way."""
+        for fetch in list(self._fetches):
+            fetch.cancel()
 
     async def _fetching(self, number: int, block: _Block) -> None:
         data = self._spare.pop() if self._spare else memoryview(bytearray(self._block))
@@ -268,7 +275,11 @@ class ReadaheadOptions:
 async def readahead(below: Source, window: int, memory: int) -> AsyncIterator[Source]:
     """`below` with read-ahead; the fetches under way end with the block."""
     async with serving_nursery() as nursery:
-        yield Readahead(below, nursery, window, memory)
+        layer = Readahead(below, nursery, window, memory)
+        try:
+            yield layer
+        finally:
+            layer.stop()  # not all of them are tasks of the nursery
 
 
 def _open(below: Source, options: ReadaheadOptions, context: OpenContext) -> AbstractAsyncContextManager[Source]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from nbdfs.eager import Wake
 from nbdfs.nbd.proto.pending import Pending
 
-_HEADER_WEIGHT = 4096  # what a request costs beside its bytes, in bytes
+_HEADER_WEIGHT = 256 << 10  # what a request costs beside its bytes, in bytes; it takes one of the server's few threads
 
 
 class Request(Pending):

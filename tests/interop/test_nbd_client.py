@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 import trustme
 
 from nbdfs.checked import Checked
@@ -156,6 +157,25 @@ async def test_requests_are_spread_over_all_connections(tmp_path: Path) -> None:
     assert {connection: connections.count(connection) for connection in connections} == {
         str(n): 16 for n in range(1, 5)
     }
+
+
+async def test_long_requests_do_not_drive_all_others_to_one_connection() -> None:
+    """nbdkit has 16 threads for a connection: with more stalled requests on one it answers nothing there any more."""
+    stack = Spec(
+        (Segment("nbd", (("readahead", "0"),)),), argv=("nbdkit", "memory", "8M", "--filter=delay", "rdelay=60")
+    )
+    async with open_stack(stack) as source, trio.open_nursery() as nursery:
+        client = source.below.client  # type: ignore[attr-defined]
+        with trio.fail_after(30):
+            while client.connections < 4:
+                await trio.sleep(0.01)
+        for length in [MIB] * 3 + [4096] * 40:
+            nursery.start_soon(read, source, 0, length)
+        await trio.testing.wait_all_tasks_blocked()
+        assert max(len(link.mux._in_flight) for link in client._links) <= 16
+        with trio.fail_after(30):
+            await source.pwrite(memoryview(bytes(4096)), MIB)
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_killed_server_comes_back(tmp_path: Path) -> None:

@@ -9,7 +9,9 @@ import pytest
 import trio
 import trio.testing
 
+from nbdfs import eager
 from nbdfs.backends.readahead import readahead
+from nbdfs.eager import Signal
 from nbdfs.errors import SourceError
 from nbdfs.source import Caps, Source, SourceInfo, read
 
@@ -160,3 +162,25 @@ async def test_a_block_is_not_kept_for_long(autojump_clock: trio.testing.MockClo
         await trio.sleep(3)
         below.data[MIB] ^= 0xFF  # another client of the same device
         assert await read(source, MIB, 128 << 10) == below.data[MIB : MIB + (128 << 10)]
+
+
+async def test_fetches_that_are_no_tasks_end_with_the_layer_too() -> None:
+    class Parking(Slow):
+        eager = True
+
+        async def pread_into(self, buffer: memoryview, offset: int) -> None:
+            if offset:
+                self.under_way += 1
+                try:
+                    await arrival.wait()
+                    await eager.task()  # as a client does whose connection is lost
+                finally:
+                    self.under_way -= 1
+
+    arrival, source = Signal(), Parking()
+    async with readahead(source, 4 * MIB, 8 * MIB) as layer:
+        for _ in range(4):
+            await layer.pread_into(memoryview(bytearray(1)), 0)
+        assert source.under_way > 0
+    assert source.under_way == 0
+    arrival.set()
