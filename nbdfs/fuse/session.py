@@ -11,7 +11,7 @@ import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import pyfuse3
@@ -23,6 +23,7 @@ from nbdfs.fuse import mounting, wire
 from nbdfs.fuse.control_link import ControlLink
 from nbdfs.fuse.controlplane import ControlPlane
 from nbdfs.fuse.dataplane import DataPlane
+from nbdfs.fuse.kernel_limit import within_kernel_limit
 from nbdfs.fuse.options import MountOptions
 from nbdfs.fuse.passthrough import Passthrough
 from nbdfs.fuse.tree import ROOT, File, Tree
@@ -118,6 +119,10 @@ async def mounted(
     kind = tree[ROOT].kind
     if mounting.file_type(target) != kind:
         raise UserError(f"{target} cannot be covered: one source covers a file, NAME=SPEC a directory")
+    timeout = within_kernel_limit(options.timeout)
+    if timeout < options.timeout:
+        log.warning("the kernel ends mounts with slow requests: they get %g s here, not %g s", timeout, options.timeout)
+        options = replace(options, timeout=timeout)
     device = await trio.to_thread.run_sync(mounting.mount, target, kind, options)
     session = Session(target, tree, options, device, Passthrough(device.descriptor))
     link = ControlLink(device.descriptor, session.negotiate)
