@@ -79,18 +79,22 @@ class DataPlane:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch)
             async with trio.open_nursery() as flights:
-                with self._reading:
-                    try:
+                try:
+                    with self._reading:
                         await self._loop(flights)
-                    finally:
-                        eager.uncork()
-                    flights.cancel_scope.cancel()
-                    for flight in list(self._flights.values()):
-                        flight.run.cancel()
-                while self._flights:
-                    self._landed = trio.Event()
-                    await self._landed.wait()
+                        self._cancel_flights()
+                    eager.uncork()
+                    while self._flights:
+                        self._landed = trio.Event()
+                        await self._landed.wait()
+                finally:
+                    self._cancel_flights()
             nursery.cancel_scope.cancel()
+
+    def _cancel_flights(self) -> None:
+        eager.uncork()
+        for flight in list(self._flights.values()):
+            flight.run.cancel()
 
     def finish(self) -> None:
         """Take no more requests, so that clients of a detached mount do not keep it going."""
