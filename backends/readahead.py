@@ -90,6 +90,7 @@ class Readahead(Layer):
             if not self._usable(block):
                 continue
             if missing < at:
+                self._misses += 1
                 await self.below.pread_into(buffer[missing - offset : at - offset], missing)
                 if not self._usable(block):  # changed meanwhile
                     missing = at

@@ -184,3 +184,14 @@ async def test_fetches_that_are_no_tasks_end_with_the_layer_too() -> None:
         assert source.under_way > 0
     assert source.under_way == 0
     arrival.set()
+
+
+async def test_it_tells_what_of_reads_was_there() -> None:
+    base = Slow()
+    async with readahead(base, 4 * MIB, 16 * MIB) as layer:
+        for at in range(0, 8 * MIB, MIB):
+            await read(layer, at, MIB)
+            await trio.testing.wait_all_tasks_blocked()
+        told = layer.statistics()
+    assert told["hits_total"] + told["misses_total"] == 8
+    assert told["hits_total"] > told["misses_total"] > 0
