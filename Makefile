@@ -20,7 +20,7 @@ TEST_PACKAGES := acl aria2 busybox-static cpio cryptsetup-bin e2fsprogs fdisk fi
 	kmod libnbd-bin lsof man-db mandoc nbd-client nbd-server nbdkit nginx-light procps python3-libnbd qemu-system-x86 \
 	qemu-utils socat strace tmux transmission-cli util-linux xfsprogs xz-utils zsh zstd
 BENCH_PACKAGES := httpdirfs qemu-block-extra
-PACKAGING := buildah debhelper dpkg-dev lintian mmdebstrap python3-pip rpm rpmlint
+PACKAGING := buildah debhelper dpkg-dev lintian mmdebstrap pipx python3-pip rpm rpmlint
 
 .PHONY: run test test-long test-guest test-packages venv lint types bench docs site share dist wheels deb rpm clean \
 	need-run-packages need-test-packages need-packaging
@@ -37,7 +37,7 @@ test: need-run-packages need-test-packages $(BIN)/.dev
 test-long: need-run-packages need-test-packages $(BIN)/.dev
 	$(PYTEST) -m "not guest and not packages"
 
-test-guest: need-run-packages need-test-packages $(BIN)/.dev
+test-guest: need-test-packages deb
 	$(PYTEST) -m guest
 
 venv: need-run-packages $(BIN)/.dev
