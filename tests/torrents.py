@@ -57,18 +57,21 @@ def make_torrent(
 
 
 class Seeder:
-    """A libtorrent session that shares one torrent."""
+    """A libtorrent session that shares one torrent; it has the files in `folder`, unless it is to fetch them."""
 
-    def __init__(self, torrent: Path, folder: Path, upload_limit: int = 0) -> None:
+    def __init__(
+        self, torrent: Path, folder: Path, upload_limit: int = 0, *, complete: bool = True, **more: object
+    ) -> None:
         settings = {
             "listen_interfaces": "127.0.0.1:0", "enable_dht": False, "enable_lsd": False, "enable_upnp": False,
             "enable_natpmp": False, "allow_multiple_connections_per_ip": True,
-            "stop_tracker_timeout": 0, "alert_mask": 0,
+            "stop_tracker_timeout": 0, "alert_mask": 0, **more,
         }  # fmt: skip
         self.session: Any = libtorrent.session(settings)
         params = libtorrent.load_torrent_file(str(torrent))
         params.save_path = str(folder)
-        params.flags |= libtorrent.torrent_flags.seed_mode
+        if complete:
+            params.flags |= libtorrent.torrent_flags.seed_mode
         params.flags &= ~(libtorrent.torrent_flags.auto_managed | libtorrent.torrent_flags.paused)
         self.handle: Any = self.session.add_torrent(params)
         if upload_limit:
@@ -89,9 +92,9 @@ class Seeder:
 
 
 @contextmanager
-def seeding(torrent: Path, folder: Path, upload_limit: int = 0) -> Iterator[Seeder]:
+def seeding(torrent: Path, folder: Path, upload_limit: int = 0, **settings: object) -> Iterator[Seeder]:
     """A seeder for the block."""
-    seeder = Seeder(torrent, folder, upload_limit)
+    seeder = Seeder(torrent, folder, upload_limit, **settings)
     try:
         yield seeder
     finally:
@@ -104,10 +107,12 @@ class Tracker:
     def __init__(self) -> None:
         self.peers: dict[int, None] = {}  # ports on loopback, in the order they came
         self.announces = 0
+        self.agents: set[str] = set()  # what they call themselves
         tracker = self
 
         class Announce(http.server.BaseHTTPRequestHandler):
             def do_GET(self) -> None:
+                tracker.agents.add(self.headers["User-Agent"])
                 body = tracker.answer(urllib.parse.urlsplit(self.path).query)
                 self.send_response(200)
                 self.send_header("Content-Length", str(len(body)))

@@ -7,6 +7,7 @@ be kept, its memory is libtorrent's.
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import os
 import urllib.parse
@@ -63,6 +64,9 @@ def settings(options: Any) -> dict[str, Any]:
         "user_agent": options.user_agent or f"nbdfs/{nbdfs.__version__}",
         "listen_interfaces": options.listen,
         "connections_limit": options.connections,
+        "unchoke_slots_limit": options.connections,
+        "download_rate_limit": options.download_limit,
+        "upload_rate_limit": options.upload_limit,
         "enable_dht": options.dht,
         "enable_lsd": options.lsd,
         "enable_upnp": options.upnp,
@@ -110,6 +114,7 @@ class Session:
         params.settings = self.chosen  # type: ignore[assignment]  # its stubs know only what it reads back
         params.disk_io_constructor = _DISK
         self.session: Any = libtorrent.session(params)
+        self.session.set_peer_class_filter(_everybody())
         self.session.set_alert_fd(self._writable)
         self._handlers: dict[type, Callable[[Any], None]] = {libtorrent.listen_failed_alert: _warn}
 
@@ -170,6 +175,14 @@ class Session:
             return  # its threads still write to the pipe
         os.close(self._readable)
         os.close(self._writable)
+
+
+def _everybody() -> Any:
+    """A filter that has peers in the local network as all others: no limit holds for them by libtorrent's own."""
+    peers = libtorrent.ip_filter()
+    for network in (ipaddress.ip_network("0.0.0.0/0"), ipaddress.ip_network("::/0")):
+        peers.add_rule(str(network[0]), str(network[-1]), 1 << libtorrent.session.global_peer_class_id)
+    return peers
 
 
 def _in_thread(work: Callable[[], None]) -> Awaitable[None]:

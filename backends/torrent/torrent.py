@@ -144,7 +144,7 @@ class Torrent:
         for index, piece in enumerate(pieces):
             self._claims[piece] += 1
             if not self.here[piece]:
-                if self.crowd:
+                if self.crowd or (after and not self._options.sequential):
                     self._want_politely(piece)
                 else:
                     self._want(piece, after + index * _STEP)
@@ -183,6 +183,7 @@ class Torrent:
             self._background[piece] = 1
             if not self._claims[piece] and not self.here[piece]:
                 self._handle.piece_priority(piece, 1)
+        self._choose_order()
 
     def fetching(self) -> Fetching:
         """The present state; rates and peers are those of the last second."""
@@ -237,8 +238,6 @@ class Torrent:
         options = self._options
         params.save_path = str(self.cache.folder)
         params.piece_priorities = list(self._background)
-        # Limits of the torrent, since those of a session do not hold for peers in the local network.
-        params.download_limit, params.upload_limit = options.download_limit or -1, options.upload_limit or -1
         params.renamed_files = _names(params.ti, self.metainfo, self.cache)
         params.flags |= flags.share_mode | flags.update_subscribe
         params.flags &= ~(flags.auto_managed | flags.paused | flags.upload_mode | flags.stop_when_ready)
@@ -346,7 +345,6 @@ class Torrent:
             lonely = lonely + 1 if self._waiting and not self.peers else 0
             if lonely:
                 self._look_for_peers(lonely)
-            self._limit_seeding()
             if ticks % _SAVE_EVERY == 0 and self._unsaved:
                 await self.save()
 
@@ -356,9 +354,9 @@ class Torrent:
         if ticks % _REANNOUNCE_EVERY == 1:
             self._handle.force_reannounce(0, -1, libtorrent.reannounce_flags_t.ignore_min_interval)
 
-    def _limit_seeding(self) -> None:
-        status, options = self._status, self._options
-        if self._quiet or not status:
+    def _limit_seeding(self, status: Any) -> None:
+        options = self._options
+        if self._quiet:
             return
         downloaded = max(status.all_time_download, 1)
         shared = options.seed_ratio and status.all_time_upload >= options.seed_ratio * downloaded
@@ -371,6 +369,7 @@ class Torrent:
     def _on_status(self, alert: Any) -> None:
         for status in alert.status:
             self._status = status
+            self._limit_seeding(status)
             others = status.num_peers - status.num_seeds
             if not others:
                 self._crowd_since = math.inf
@@ -387,15 +386,22 @@ class Torrent:
     def _change_manners(self) -> None:
         queue = _SHORT_QUEUE if self.crowd else self._session.chosen["request_queue_time"]
         self._session.session.apply_settings({"request_queue_time": queue})
-        flag = libtorrent.torrent_flags.sequential_download
-        if self.crowd or not self._options.sequential:
-            self._handle.unset_flags(flag)
-        else:
-            self._handle.set_flags(flag)
+        self._choose_order()
         if self.crowd:
             for piece in self._claims:
                 if not self.here[piece] and not self._waiting[piece]:
                     self._want_politely(piece)
+
+    def _choose_order(self) -> None:
+        """In which order what has no deadline is fetched.
+
+        libtorrent goes through the range of pieces in order that was wanted when it was told to, and takes what is
+        wanted since then by rarity: the flag is taken away first, so that it is told again.
+        """
+        flag = libtorrent.torrent_flags.sequential_download
+        self._handle.unset_flags(flag)
+        if self._options.sequential and not self.crowd:
+            self._handle.set_flags(flag)
 
     def _on_peer(self, alert: Any) -> None:
         if "outgoing" in alert.message():
@@ -465,6 +471,7 @@ class Torrent:
         for piece in self._claims:
             if not self.here[piece]:
                 self._want(piece, 0)
+        self._choose_order()
         for address in self._known:
             self._handle.connect_peer(address)
 
