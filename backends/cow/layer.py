@@ -58,8 +58,9 @@ class Cow(Layer):
 
     async def pwrite(self, data: memoryview, offset: int, *, fua: bool = False) -> None:
         first, last = self._blocks(offset, len(data))
-        if self._content.in_memory and self._lock.free and self._overlay.present.covers(first, last):
+        if self._content.in_memory and self._lock.free and not self._missing_edges(offset, len(data)):
             self._content.write_now(data, offset)
+            self._overlay.add(first, last)
             return
         async with self._lock.hold(first, last - first):
             await self._take_over_edges(offset, len(data))
@@ -133,12 +134,18 @@ class Cow(Layer):
 
     async def _take_over_edges(self, offset: int, length: int) -> None:
         """Copy from below the blocks that the range covers in part and that are not here yet."""
-        end = offset + length
-        first, last = self._blocks(offset, length)
-        for block in {first, last - 1}:
+        for block in self._missing_edges(offset, length):
             at, stop = block * self._block, min((block + 1) * self._block, self._size)
-            if (at < offset or stop > end) and not self._overlay.present.covers(block, block + 1):
-                await self._content.write(memoryview(await read(self.below, at, stop - at)), at)
+            await self._content.write(memoryview(await read(self.below, at, stop - at)), at)
+
+    def _missing_edges(self, offset: int, length: int) -> list[int]:
+        """The blocks, two at most, that the range covers in part and that are not here yet."""
+        end = offset + length
+        first, last = offset // self._block, (end - 1) // self._block
+        partly = [first] if offset % self._block else []
+        if end % self._block and end != self._size and (last != first or not partly):
+            partly.append(last)
+        return [block for block in partly if not self._overlay.present.covers(block, block + 1)]
 
     async def _clear(self, first: int, last: int) -> None:
         start = first * self._block
