@@ -92,8 +92,14 @@ class _Job:
         self.verified = False
 
     async def run(self, stack: AsyncExitStack) -> None:
-        size = await self._open_source(stack)
-        await self._open_destination(stack, size)
+        try:
+            size = await self._open_source(stack)
+            await self._open_destination(stack, size)
+        except UserError as error:
+            if not self.begun.done:
+                raise
+            name = self._name(self.destination_plan, self.destination_spec)
+            raise UserError(f"{error}; {name} is incomplete, {self.begun.done.total} bytes are there") from error
         self.progress = Progress(size)
         done = self._load_state()
         self.engine = self._engine(done)

@@ -123,12 +123,12 @@ def ask(sock: socket.socket, option: int, data: bytes = b"") -> list[tuple[int, 
     return replies
 
 
-def enter(sock: socket.socket, *, structured: bool = False) -> None:
-    """Shake hands, up to the transmission phase of the default export."""
+def enter(sock: socket.socket, *, structured: bool = False, export: str = "") -> None:
+    """Shake hands, up to the transmission phase of an export."""
     greet(sock)
     if structured:
         ask(sock, nbd.OPT_STRUCTURED_REPLY)
-    sock.sendall(struct.pack(">QII", nbd.OPTION_MAGIC, nbd.OPT_EXPORT_NAME, 0))
+    sock.sendall(struct.pack(">QI", nbd.OPTION_MAGIC, nbd.OPT_EXPORT_NAME) + string(export))
     receive(sock, 10)
 
 
@@ -167,3 +167,22 @@ def wait_for(condition: Callable[[], bool], what: str) -> None:
     while not condition():
         assert time.monotonic() < end, what
         time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def nbdkit(folder: Path, *words: str) -> Iterator[str]:
+    """An nbdkit server for the block, one in each folder: its URI."""
+    socket, pid = folder / "nbdkit.sock", folder / "nbdkit.pid"
+    server = subprocess.Popen(["nbdkit", "-f", "-U", socket, "-P", pid, *words], stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 20
+        while not pid.exists() or not pid.stat().st_size:
+            assert server.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        yield f"nbd+unix:///?socket={socket}"
+    finally:
+        server.kill()
+        server.wait()
+        pid.unlink(missing_ok=True)
+        socket.unlink(missing_ok=True)

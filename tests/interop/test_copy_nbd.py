@@ -10,34 +10,14 @@ import shlex
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from tests.interop.servers import nbdkit
 from tests.tools import TIMEOUT, command, complaint, nbdfs
 
 MIB = 1 << 20
-
-
-@contextmanager
-def nbdkit(folder: Path, *words: str) -> Iterator[str]:
-    """An nbdkit server for the block: its URI."""
-    socket, pid = folder / "nbdkit.sock", folder / "nbdkit.pid"
-    server = subprocess.Popen(["nbdkit", "-f", "-U", socket, "-P", pid, *words], stderr=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + 20
-        while not pid.exists() or not pid.stat().st_size:
-            assert server.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        yield f"nbd+unix:///?socket={socket}"
-    finally:
-        server.kill()
-        server.wait()
-        pid.unlink(missing_ok=True)
-        socket.unlink(missing_ok=True)
 
 
 def digest(spec: str | Path) -> str:

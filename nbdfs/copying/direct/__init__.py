@@ -32,7 +32,6 @@ class _Copy(Protocol):
     @property
     def work(self) -> Work | None: ...
     def run(self, display: Display | None) -> None: ...
-    def flush(self) -> bool: ...
     def close(self) -> None: ...
 
 
@@ -45,17 +44,12 @@ def attempt(source: Plan, destination: Plan, options: CopyOptions, display: Disp
     work = copy.work
     try:
         copy.run(display)
-        if failure := work.failure or ("" if work.complete else work.interrupted):
+        if failure := work.failure or work.interrupted:
             raise UserError(f"{failure}; {incomplete(copy.name, work.progress)}")
-        try:
-            flushed = work.complete and copy.flush()
-        except OSError as error:
-            reason = f"cannot flush the destination: {error}"
-            raise UserError(f"{reason}; {incomplete(copy.name, work.progress)}") from error
     finally:
         copy.close()
     counters = work.counters
-    if not flushed:
+    if not work.flushed:
         return Begun(work.done, counters)
     return Summary(
         source=str(source),

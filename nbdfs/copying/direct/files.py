@@ -54,9 +54,9 @@ class FileCopy:
 
     def run(self, display: Display | None) -> None:
         """Copy; `work` says afterwards how that went."""
-        self.work.carry_out([self._lane] * self._lanes, _nobody_waits, display)
+        self.work.carry_out([self._lane] * self._lanes, self._flush, _nobody_waits, display)
 
-    def flush(self) -> bool:
+    def _flush(self) -> bool:
         """Have the file reach its disk.  Raises OSError."""
         os.fsync(self._destination.fd)
         return True

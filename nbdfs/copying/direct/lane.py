@@ -1,8 +1,8 @@
 """A lane: one thread that moves pieces from one connection to another, several in flight.
 
-What a READ brings becomes a WRITE at once, chunk by chunk.  Where the map of the source is to be believed, the kernel
-moves the payload on from socket to pipe to socket and no byte is copied; else it passes through the lane's one buffer,
-where zeroes are looked for.
+What a READ brings becomes a WRITE at once, chunk by chunk.  While zeroes are found in it, it passes through the lane's
+one buffer, where they are looked for; while there are none the kernel moves most of it on, from socket to pipe to
+socket, and no byte is copied.
 
 Invariants
 * A piece has arrived when its READ is complete and every WRITE and WRITE_ZEROES made from it was answered.
@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 
 _PIPE = 1 << 20  # bytes; what an unprivileged process may have
 _LONGEST_STATUS = 1 << 31  # bytes; the length of a request has 32 bits
+_DENSE = 8  # chunks without zeroes after which only one in so many is looked at
 _VERBS = {nbd.CMD_READ: "read", nbd.CMD_WRITE: "write", nbd.CMD_WRITE_ZEROES: "zero", nbd.CMD_FLUSH: "flush"}
 
 
@@ -53,7 +54,7 @@ class _Move:
 class Lane:
     """Moves pieces of `work` between two connections, `depth` of at most `longest` bytes in flight.
 
-    `sparse` is the block in which zeroes are looked for, 0 to move the bytes unseen.  With `blank` the destination
+    `sparse` is the block in which zeroes are looked for.  With `blank` the destination
     reads as zero.  `whole` asks the source to answer a READ in one chunk, where the destination takes no others.
     """
 
@@ -78,29 +79,24 @@ class Lane:
         self._read_flags = nbd.CMD_FLAG_DF if whole and source.export.has(nbd.FLAG_SEND_DF) else 0
         self._moves = 0  # under way
         self._zeroes = destination.export.has(nbd.FLAG_SEND_WRITE_ZEROES)
-        self._buffer = memoryview(mmap.mmap(-1, longest))  # costs nothing where the bytes are moved unseen
-        self._pipe: tuple[int, int] | None = None
+        self._buffer = memoryview(mmap.mmap(-1, longest))
+        self._dense = 0  # chunks since one had zeroes
+        self._pipe = (-1, -1)
 
     def run(self) -> None:
         """Until there is no more to do, the connection is lost, or a request fails."""
+        self._pipe = os.pipe()
+        with contextlib.suppress(OSError):  # as many as the user's share allows
+            fcntl.fcntl(self._pipe[1], fcntl.F_SETPIPE_SZ, _PIPE)
         try:
-            self._pipe = self._pipe_for_payload()
             self._go_on()
         except LostError as error:
             log.info("a lane ends: %s", error)
         except SourceError as error:
             self._work.fail(str(error))
         finally:
-            for fd in self._pipe or ():
+            for fd in self._pipe:
                 os.close(fd)
-
-    def _pipe_for_payload(self) -> tuple[int, int] | None:
-        if self._sparse:
-            return None
-        pipe = os.pipe()
-        with contextlib.suppress(OSError):  # as many as the user's share allows
-            fcntl.fcntl(pipe[1], fcntl.F_SETPIPE_SZ, _PIPE)
-        return pipe
 
     def _go_on(self) -> None:
         while True:
@@ -135,11 +131,11 @@ class Lane:
         elif request.command == nbd.CMD_READ:
             move: _Move = request.note
             self._check(request, "read")
-            if not self._blank:
+            if move.chunks.total < move.piece.length and not self._blank:
                 start = move.piece.offset
                 for first, last, data in move.chunks.runs(start, start + move.piece.length):
                     if not data:
-                        self._zero(move, first, last - first)  # the server called it a hole
+                        self._zero(move, first, last - first)  # what the server called a hole
             self._settled(move)
 
     def _pass_on(self) -> None:
@@ -149,9 +145,11 @@ class Lane:
         move: _Move = replies.reading.note
         offset, length = replies.reading_at, replies.payload_left
         move.chunks.add(offset, offset + length)
-        if self._pipe:
+        looks = self._dense < _DENSE or self._dense % _DENSE == 0
+        self._dense += 1
+        if not looks:
             self._write(move, offset, length, None)
-            self._splice(length, *self._pipe)
+            self._splice(length)
             replies.payload_received(length)
             return
         data = replies.place()
@@ -159,12 +157,14 @@ class Lane:
             replies.payload_received(self._source.receive(replies.place()))
         for start, stop, zero in runs(data, offset, self._sparse):
             if zero:
+                self._dense = 0
                 self._zero(move, offset + start, stop - start)
             else:
                 self._write(move, offset + start, stop - start, data[start:stop])
 
-    def _splice(self, length: int, reading: int, writing: int) -> None:
+    def _splice(self, length: int) -> None:
         """Move `length` bytes of payload from socket to socket."""
+        reading, writing = self._pipe
         source, destination = self._source.socket.fileno(), self._destination.socket.fileno()
         try:
             while length:

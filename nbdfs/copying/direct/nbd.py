@@ -94,9 +94,9 @@ class ExportCopy:
         count = min(remote.connections for remote in self._remotes) if shared else 1
         self._depth = max(1, min(self._options.requests, self._options.queue_size // self._longest // count))
         lanes = [self._first_lane, *[self._further_lane] * (count - 1)]
-        self.work.carry_out(lanes, self._halt, display)
+        self.work.carry_out(lanes, self._flush, self._halt, display)
 
-    def flush(self) -> bool:
+    def _flush(self) -> bool:
         """Flush the destination; False if no connection is left for that.  Raises OSError."""
         for lane in self._lanes:
             try:
@@ -139,9 +139,8 @@ class ExportCopy:
         align = max(align, *(block.minimum for block in blocks))
         if source.info.size % blocks[1].minimum or self._longest % align:
             return None
-        mapped = Caps.EXTENTS in source.info.caps
         self._whole = blocks[1].minimum > 1
-        self._sparse = 0 if mapped or options.sparse == 0 else max(SPARSE, align)
+        self._sparse = max(SPARSE, align)
         planner = Planner(
             source,
             destination if options.compare_zeroes else None,

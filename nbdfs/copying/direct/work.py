@@ -8,15 +8,19 @@ from __future__ import annotations
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from nbdfs.copying.direct.connection import at_once
 from nbdfs.copying.options import Counters
 from nbdfs.copying.plan import Kind, Piece, Planner
 from nbdfs.progress import Display, Progress
 from nbdfs.ranges import RangeSet
+from nbdfs.undo import unless_done
+
+T = TypeVar("T")
 
 _INTERVAL = 0.2  # seconds between two looks at the lanes
 _STOP_TIMEOUT = 1.0  # seconds that a lane may take to hear that it must stop
@@ -32,6 +36,7 @@ class Work:
         self.counters = Counters()
         self.failure = ""
         self.interrupted = ""
+        self.flushed = False
         self.asking: Any = None  # the lane for which the next window is planned
         self._planner = planner
         self._ready: deque[Piece] = deque()
@@ -75,35 +80,48 @@ class Work:
     def complete(self) -> bool:
         return self.progress.done == self.progress.total
 
-    def carry_out(self, lanes: Sequence[Callable[[], None]], halt: Callable[[], None], display: Display | None) -> None:
-        """Run the lanes to their end, or until a signal or a failure; `halt` then wakes those that wait."""
-        threads = [threading.Thread(target=lane, daemon=True) for lane in lanes]
-        with self._heeding_signals():
-            for thread in threads:
-                thread.start()
-            while not (self.complete or self.stopped) and any(thread.is_alive() for thread in threads):
-                if display:
-                    display.show(self.progress)
-                self._wait(threads)
-            if self.stopped or not self.complete:
-                halt()
-            for thread in threads:
-                thread.join(_STOP_TIMEOUT)
-        if display:
-            display.finish(self.progress, self.complete)
+    def carry_out(
+        self,
+        lanes: Sequence[Callable[[], None]],
+        flush: Callable[[], bool],
+        halt: Callable[[], None],
+        display: Display | None,
+    ) -> None:
+        """Run the lanes to their end, and flush if all has arrived.
 
-    def _wait(self, threads: Sequence[threading.Thread]) -> None:
-        """Until a lane ends, or it is time to show how far it is."""
-        for thread in threads:
-            if thread.is_alive():
-                thread.join(_INTERVAL)
-                return
+        On a signal or a failure `halt` wakes who waits.
+        """
+        pool = ThreadPoolExecutor(len(lanes))
+        with self._heeding_signals(), unless_done(halt):
+            running = [pool.submit(lane) for lane in lanes]
+            self._wait(running, display)
+            if self.complete and not self.stopped:
+                try:
+                    (self.flushed,) = self._wait([pool.submit(flush)], display) or [False]
+                except OSError as error:
+                    self.fail(f"cannot flush the destination: {error.strerror or error}")
+            if self.stopped:
+                halt()
+                wait(running, _STOP_TIMEOUT)
+        pool.shutdown(wait=False)
+        if display:
+            display.finish(self.progress, self.flushed)
+
+    def _wait(self, steps: Sequence[Future[T]], display: Display | None) -> list[T]:
+        """What the steps give, unless the copy is stopped meanwhile."""
+        waiting: Iterable[Future[T]] = steps
+        while waiting and not self.stopped:
+            if display:
+                display.show(self.progress)
+            waiting = wait(waiting, _INTERVAL).not_done
+        return [step.result() for step in steps if step.done()]
 
     @contextmanager
     def _heeding_signals(self) -> Iterator[None]:
         def heed(number: int, _: object) -> None:
-            self.interrupted = f"the copy was stopped by {signal.Signals(number).name}"
-            self._stopped.set()
+            if not self.flushed:
+                self.interrupted = f"the copy was stopped by {signal.Signals(number).name}"
+                self._stopped.set()
 
         before = [(number, signal.signal(number, heed)) for number in _SIGNALS]
         try:
