@@ -25,7 +25,7 @@ import trio
 
 from nbdfs.export import Export
 from nbdfs.nbd.exports import facts_of
-from nbdfs.nbd.limits import OVERHEAD, Memory
+from nbdfs.nbd.limits import OVERHEAD
 from nbdfs.nbd.operations import Operations
 from nbdfs.nbd.output import Output
 from nbdfs.nbd.proto import constants as nbd
@@ -63,7 +63,6 @@ class Connection:
         self._stream = stream
         self._input = Input()
         self._output = Output(stream, self._limits.stall)
-        self._memory = Memory(self._limits.client_memory)
         self._reading = trio.CancelScope()
         self._handshake = ServerHandshake(server.exports, server.policy)
         self._in_transmission = False
@@ -142,6 +141,7 @@ class Connection:
         handshake = self._handshake
         self._machine = ServerTransmission(facts, handshake.agreed, handshake.transmission_flags(facts), self._input)
         self._operations = Operations(export, self._machine, self._output, self._limits.request)
+        self._memory = self._server.memory_of(export)
         self._immediate = Caps.IMMEDIATE in export.source.info.caps and not export.before_access
         self._in_transmission = True
         ended: Exception | None = None
@@ -184,11 +184,6 @@ class Connection:
         payload = request.length if request.command in (nbd.CMD_READ, nbd.CMD_WRITE) else 0
         weight = payload + OVERHEAD
         await self._memory.reserve(weight)
-        try:
-            await self._server.memory.reserve(weight)
-        except BaseException:
-            self._memory.release(weight)
-            raise
         buffer = self._server.buffers.take(payload) if payload else None
         try:
             if request.command == nbd.CMD_WRITE:
@@ -212,7 +207,6 @@ class Connection:
     def _give_back(self, weight: int, buffer: memoryview | None) -> None:
         if buffer is not None:
             self._server.buffers.give(buffer)
-        self._server.memory.release(weight)
         self._memory.release(weight)
 
     async def _read_now(self, request: Request) -> None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import trio
 
+from nbdfs.undo import unless_done
+
 OVERHEAD = 32 << 10  # bytes that a request counts for beside its own
 
 
@@ -22,16 +24,19 @@ class Limits:
     stop: float = 10.0  # for what is in flight when the server stops
     client_memory: int = 64 << 20
     memory: int = 256 << 20
+    export_memory: int = 128 << 20  # for all clients of an export: what one that does not answer can take
 
 
 class Memory:
     """Bytes in flight.  Invariant: `used` is at most `limit`, or one reservation alone is in flight.
 
-    Reservations are granted in the order in which they were asked for.
+    Reservations are granted in the order in which they were asked for.  What is reserved here is reserved in `whole`
+    too, of which this is a part.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, whole: Memory | None = None) -> None:
         self._limit = limit
+        self._whole = whole
         self._used = 0
         self._waiting: deque[tuple[int, trio.Event]] = deque()
 
@@ -40,6 +45,12 @@ class Memory:
 
     async def reserve(self, size: int) -> None:
         """Wait until `size` more bytes may be in flight.  A checkpoint only if it must wait."""
+        await self._reserve_here(size)
+        if self._whole:
+            with unless_done(lambda: self._release_here(size)):
+                await self._whole.reserve(size)
+
+    async def _reserve_here(self, size: int) -> None:
         if self._waiting or not self._fits(size):
             turn = (size, trio.Event())
             self._waiting.append(turn)
@@ -47,7 +58,7 @@ class Memory:
                 await turn[1].wait()
             except trio.Cancelled:
                 if turn[1].is_set():
-                    self.release(size)
+                    self._release_here(size)
                 else:
                     self._waiting.remove(turn)
                     self._grant()
@@ -56,6 +67,11 @@ class Memory:
             self._used += size
 
     def release(self, size: int) -> None:
+        if self._whole:
+            self._whole.release(size)
+        self._release_here(size)
+
+    def _release_here(self, size: int) -> None:
         self._used -= size
         self._grant()
 

@@ -10,9 +10,11 @@ import logging
 import ssl
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from weakref import WeakKeyDictionary
 
 import trio
 
+from nbdfs.export import Export
 from nbdfs.nbd.buffers import Buffers
 from nbdfs.nbd.connection import Connection
 from nbdfs.nbd.exports import ServedExports
@@ -43,11 +45,17 @@ class Server:
         self.policy = policy or Policy()
         self.limits = limits or Limits()
         self.memory = Memory(self.limits.memory)
+        self._shares: WeakKeyDictionary[Export, Memory] = WeakKeyDictionary()
         self.buffers = Buffers()
         self.served = trio.Event()  # set once the first client has left
         self._connections: set[Connection] = set()
         self._last: Connection | None = None
         self._stop = trio.Event()
+
+    def memory_of(self, export: Export) -> Memory:
+        """The memory that the clients of an export share, for one more client."""
+        share = self._shares.setdefault(export, Memory(self.limits.export_memory, self.memory))
+        return Memory(self.limits.client_memory, share)
 
     def alone(self, connection: Connection) -> bool:
         """Whether this connection was also the last one to ask: no other waits while it looks for more."""

@@ -109,6 +109,17 @@ def test_client_that_never_reads_costs_bounded_memory(disk: Serving) -> None:
         assert disk.resident() - before < 100 << 20
 
 
+def test_clients_of_a_dead_export_leave_memory_to_others(serve: Server) -> None:
+    server = serve("dead=delay,read=1h::memory:1G", "live=delay,read=1ms::memory:64M", expect=2)
+    with contextlib.ExitStack() as stack:
+        for _ in range(10):
+            sock = stack.enter_context(raw(server))
+            enter(sock, export="dead")
+            sock.sendall(request(nbd.CMD_READ, 0, nbd.MAX_PAYLOAD))
+        # Before the requests that got memory are given up, which is after 60 s.
+        run("timeout", "30", "nbdcopy", f"--request-size={nbd.MAX_PAYLOAD}", server.uris[1], "null:")
+
+
 def test_clients_above_the_limit_are_turned_away(disk: Serving) -> None:
     with contextlib.ExitStack() as stack:
         socks = [stack.enter_context(raw(disk)) for _ in range(20)]
