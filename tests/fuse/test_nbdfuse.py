@@ -11,49 +11,17 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from tests.fuse.remote import MIB, captive, file, nbdfuse, overwrite
 from tests.interop.peers import listens, serving
-from tests.mounts import is_mounted, nbdfs, wait_until
+from tests.mounts import is_mounted, wait_until
+
+__all__ = ["file"]
 
 pytestmark = pytest.mark.root
-
-MIB = 1 << 20
-
-
-@contextmanager
-def nbdfuse(target: Path, *words: str) -> Iterator[subprocess.Popen[bytes]]:
-    """nbdfuse's command line, until it is up; it is ended by SIGTERM and must then leave nothing."""
-    up = target.with_name(f"{target.name}.up")
-    up.unlink(missing_ok=True)
-    process = subprocess.Popen([*nbdfs("compat", "nbdfuse"), "-P", str(up), *words])
-    try:
-        wait_until(lambda: up.exists() or process.poll() is not None, f"nbdfuse {words}")
-        assert process.poll() is None, f"nbdfuse {words} ended"
-        yield process
-    finally:
-        process.terminate()
-        process.wait(20)
-
-
-def overwrite(path: Path, data: bytes) -> None:
-    with path.open("r+b") as opened:
-        opened.write(data)
-
-
-def captive(*argv: str) -> list[str]:
-    return ["[", "nbdkit", *argv, "]"]
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    path = tmp_path / "disk.img"
-    path.touch()
-    return path
 
 
 @pytest.mark.parametrize("argv", [captive("memory", "4M"), ["--command", "nbdkit", "-s", "memory", "4M"]])
