@@ -52,9 +52,14 @@ class Blocks:
         return len(self._present)
 
     @property
+    def count(self) -> int:
+        """The blocks of the device."""
+        return -(-self._size // self.block)
+
+    @property
     def present_bytes(self) -> int:
         """The bytes of all present blocks."""
-        last = -(-self._size // self.block) - 1
+        last = self.count - 1
         start, end = self.bounds(last, last + 1)
         return len(self._present) * self.block - (self.block - (end - start) if last in self._present else 0)
 
@@ -69,13 +74,17 @@ class Blocks:
             yield start, end, here
             start = end
 
+    def touched(self, offset: int, length: int) -> tuple[int, int]:
+        """The blocks [first, last) that a range of bytes touches."""
+        return offset // self.block, -(-(offset + length) // self.block)
+
     def bounds(self, first: int, last: int) -> tuple[int, int]:
         """Where blocks [first, last) begin and end, in bytes; the last of the device may be short."""
         return first * self.block, min(last * self.block, self._size)
 
     async def read_into(self, buffer: memoryview, offset: int) -> bool:
         """Fill `buffer` from present blocks; False if one proves to be damaged or is no longer present."""
-        first, last = offset // self.block, -(-(offset + len(buffer)) // self.block)
+        first, last = self.touched(offset, len(buffer))
         with self.pinned(first, last):
             for block in range(first, last):
                 if not await self.sound(block):
@@ -102,7 +111,7 @@ class Blocks:
         """The bytes themselves, if they are all present and in memory."""
         if not self.storage.scratch.in_memory:
             return None
-        first, last = offset // self.block, -(-(offset + length) // self.block)
+        first, last = self.touched(offset, length)
         for block in range(first, last):
             if block not in self._present:
                 return None
@@ -134,7 +143,7 @@ class Blocks:
 
         Raises OSError if there is no room; what was present then holds some of the data.
         """
-        first, last = offset // self.block, -(-(offset + len(data)) // self.block)
+        first, last = self.touched(offset, len(data))
         with self.pinned(first, last):
             async with self._changing:
                 await self.make_room(sum(block not in self._present for block in range(first, last)))
@@ -144,7 +153,7 @@ class Blocks:
 
     async def clear(self, offset: int, length: int) -> None:
         """Make a range of the store read as zero, which changes the content of present blocks to just that."""
-        first, last = offset // self.block, -(-(offset + length) // self.block)
+        first, last = self.touched(offset, length)
         async with self._changing:
             self.storage.forget(first, last)
             await self.storage.scratch.discard(offset, length)

@@ -4,9 +4,6 @@ Invariants:
 
 * whoever fetches or changes blocks holds the lock on them, so a fetch never puts back what a write has replaced, and
   two readers of a missing block fetch it once;
-* write-backs are one after the other (`_writing_back`): an older content can never arrive below after a newer one;
-* a block's dirty mark goes before its content is read for writing back, and comes back if that fails: a write that
-  comes in between marks it again;
 * a flush returns only after all writes that were done before it are below and flushed there.  Nothing that was flushed
   depends on the cache.
 """
@@ -21,13 +18,13 @@ from dataclasses import replace
 import trio
 
 from nbdfs.backends.cache import CacheOptions
-from nbdfs.backends.cache.around import Around
 from nbdfs.backends.cache.blocks import Blocks, joined
+from nbdfs.backends.cache.fetching import FETCH, Fetcher
 from nbdfs.backends.cache.storage import open_storage
-from nbdfs.errors import SourceError, UsageError
-from nbdfs.nbd.buffers import Buffers
+from nbdfs.backends.cache.writeback import WriteBack
+from nbdfs.errors import UsageError
 from nbdfs.rangelock import RangeLock
-from nbdfs.ranges import normalise, pieces
+from nbdfs.ranges import normalise
 from nbdfs.source import (
     ALLOCATION,
     CLOSE_TIMEOUT,
@@ -43,10 +40,6 @@ from nbdfs.source import (
 
 _IN_MEMORY = 256 << 20  # bytes kept where the size is not given
 _ON_DISK = 8 << 30
-_FETCH = 4 << 20  # bytes fetched at once
-_SPARE = 8 << 20  # bytes of memory kept for fetches
-_WRITE_BACK = 1 << 20  # bytes written back at once
-_WRITERS = 8  # write-backs under way at once
 _DIRTY_SHARE = 2  # a part of the capacity: so many dirty blocks make a writer write back first
 _FEWEST = 16  # blocks of capacity
 
@@ -60,11 +53,10 @@ class Cache(Layer):
         self._block = blocks.block
         self._size = below.info.size
         self._lock = RangeLock()
-        self._writing_back = trio.Lock()
         self._populating = mode != "read"
         self._hits = self._misses = 0  # blocks
-        self._around = Around(blocks.block, blocks.capacity)
-        self._buffers = Buffers(_SPARE)
+        self._fetcher = Fetcher(below, blocks, self._lock)
+        self._write_back = WriteBack(below, blocks)
         self._back = mode == "writeback" and Caps.WRITE in below.info.caps
         caps = (below.info.caps & ~Caps.IMMEDIATE) | Caps.CACHE
         if self._back:
@@ -77,99 +69,23 @@ class Cache(Layer):
 
     async def pread_into(self, buffer: memoryview, offset: int) -> None:
         end = offset + len(buffer)
-        first, last = self._range(offset, len(buffer))
+        first, last = self._blocks.touched(offset, len(buffer))
         for start, stop, here in list(self._blocks.runs(first, last)):
             at, until = max(start * self._block, offset), min(stop * self._block, end)
             part = buffer[at - offset : until - offset]
-            if here and await self._read_present(part, at):
+            if here and await self._blocks.read_into(part, at):
                 self._hits += stop - start
             else:
                 self._misses += stop - start
-                low, high = self._window(start, stop)
-                async with self._lock.hold(low, high - low):
-                    await self._read_or_fetch(part, at, low, high)
-
-    def _window(self, first: int, last: int) -> tuple[int, int]:
-        """What to fetch where blocks [first, last) are missing: if few, with neighbours that are missing too."""
-        size = self._around.window(self._blocks.used_along)
-        low, high = first, last
-        if last - first < size:
-            start = first - first % size
-            end = min(start + size, -(-self._size // self._block))
-            while low > start and low - 1 not in self._blocks:
-                low -= 1
-            while high < end and high not in self._blocks:
-                high += 1
-        return low, high
-
-    async def _read_present(self, part: memoryview, offset: int) -> bool:
-        """Fill `part` from blocks that were present; False if one no longer is."""
-        first, last = self._range(offset, len(part))
-        return all(block in self._blocks for block in range(first, last)) and await self._blocks.read_into(part, offset)
-
-    async def _read_or_fetch(self, part: memoryview, offset: int, low: int, high: int) -> None:
-        """Fill `part`, fetching what is missing, and with it what is missing beside it in [low, high).
-
-        The caller holds the lock on these blocks.  They are pinned: room made for one run must not be that of the next,
-        and what is fetched must be missing, for a dirty block is newer than what is below.
-        """
-        end = offset + len(part)
-        with self._blocks.pinned(low, high):
-            for start, stop, here in list(self._blocks.runs(low, high)):
-                at, until = max(start * self._block, offset), min(stop * self._block, end)
-                if at >= until:
-                    continue
-                inner = part[at - offset : until - offset]
-                if not here:
-                    await self._fetch_run(inner, at, start, stop)
-                elif not await self._read_present(inner, at):  # a damaged block is no longer present: look again
-                    await self._read_or_fetch(inner, at, *self._range(at, len(inner)))
-
-    async def _fetch_run(self, part: memoryview, offset: int, first: int, last: int) -> None:
-        """Fetch missing blocks, `part` among them; those beside it may not hinder it."""
-        exact = self._range(offset, len(part))
-        if exact != (first, last):
-            try:
-                await self._fetch(part, offset, first, last)
-            except OSError as error:
-                if isinstance(error, SourceError) and error.retryable:  # it took its time, and all of it
-                    raise
-            else:
-                return
-        for at, size in pieces(offset, len(part), _FETCH):
-            await self._fetch(part[at - offset : at - offset + size], at, *self._range(at, size))
-
-    async def _fetch(self, part: memoryview, offset: int, first: int, last: int) -> None:
-        """Read blocks [first, last) from below into the store, and `part` of them.  The caller holds the lock."""
-        start, end = self._blocks.bounds(first, last)
-        exact = (start, end) == (offset, offset + len(part))
-        buffer = part if exact else self._buffers.take(end - start)
-        whole = buffer[: end - start]
-        try:
-            began = trio.current_time()
-            await self.below.pread_into(whole, start)
-            asked = range(*self._range(offset, len(part)))
-            self._around.fetched(last - first, len(asked), trio.current_time() - began)
-            if not exact:
-                part[:] = whole[offset - start : offset - start + len(part)]
-            await self._blocks.add(first, whole, asked)
-        finally:
-            if not exact:
-                self._buffers.give(buffer)
+                await self._fetcher.read(part, at)
 
     async def cache(self, offset: int, length: int) -> None:
-        first, last = self._range(offset, length)
-        async with self._lock.hold(first, last - first):
-            for start, stop, here in list(self._blocks.runs(first, last)):
-                if not here:
-                    at, until = self._blocks.bounds(start, stop)
-                    for piece, size in pieces(at, until - at, _FETCH):
-                        await self._blocks.add(piece // self._block, memoryview(await read(self.below, piece, size)))
+        await self._fetcher.fetch(*self._blocks.touched(offset, length))
 
     def view(self, offset: int, length: int, *, writable: bool = False) -> memoryview | None:
         view = None if writable else self._blocks.view(offset, length)
         if view is not None:
-            first, last = self._range(offset, length)
+            first, last = self._blocks.touched(offset, length)
             self._hits += last - first
         return view
 
@@ -190,7 +106,7 @@ class Cache(Layer):
 
     async def _resident(self, offset: int, length: int, one: bool) -> list[Extent]:
         found: list[Extent] = []
-        for start, stop, here in list(self._blocks.runs(*self._range(offset, length))):
+        for start, stop, here in list(self._blocks.runs(*self._blocks.touched(offset, length))):
             at, end = max(start * self._block, offset), min(stop * self._block, offset + length)
             if here:
                 found.append(Extent(at, end - at, 0))
@@ -211,7 +127,7 @@ class Cache(Layer):
         found = []
         for extent in extents:
             end = extent.offset + extent.length
-            first, last = self._range(extent.offset, extent.length)
+            first, last = self._blocks.touched(extent.offset, extent.length)
             for start, stop in joined(sorted(block for block in self._blocks.dirty if first <= block < last)):
                 at, until = max(start * self._block, extent.offset), min(stop * self._block, end)
                 found.append(Extent(extent.offset, at - extent.offset, extent.flags))
@@ -225,8 +141,8 @@ class Cache(Layer):
     async def pwrite(self, data: memoryview, offset: int, *, fua: bool = False) -> None:
         self._blocks.storage.before_write()
         if self._back and len(self._blocks.dirty) >= self._blocks.capacity // _DIRTY_SHARE:
-            await self._write_back()
-        first, last = self._range(offset, len(data))
+            await self._write_back.run()
+        first, last = self._blocks.touched(offset, len(data))
         async with self._lock.hold(first, last - first):
             if self._back:
                 await self._write_here(data, offset)
@@ -234,20 +150,20 @@ class Cache(Layer):
                 await self._write_through(data, offset, fua)
 
     async def _write_here(self, data: memoryview, offset: int) -> None:
-        first, last = self._range(offset, len(data))
+        first, last = self._blocks.touched(offset, len(data))
         try:
             await self._update_whole(data, offset)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
                 raise
-            await self._write_back(first, last)  # what is dirty here goes first, for it is older
+            await self._write_back.run(first, last)  # what is dirty here goes first, for it is older
             await self._write_below(data, offset, fua=False)
             self._blocks.remove(first, last)
             return
         self._blocks.dirty.update(range(first, last))
 
     async def _write_through(self, data: memoryview, offset: int, fua: bool) -> None:
-        first, last = self._range(offset, len(data))
+        first, last = self._blocks.touched(offset, len(data))
         await self._write_below(data, offset, fua=fua)
         try:
             if self._populating:
@@ -259,7 +175,7 @@ class Cache(Layer):
 
     async def _update_whole(self, data: memoryview, offset: int) -> None:
         """Put data into the store; blocks that it covers in part and that are not present are completed first."""
-        first, last = self._range(offset, len(data))
+        first, last = self._blocks.touched(offset, len(data))
         with self._blocks.pinned(first, last):
             for block in self._edges(offset, len(data)):
                 if not await self._blocks.sound(block):
@@ -269,7 +185,7 @@ class Cache(Layer):
 
     async def _update_present(self, data: memoryview, offset: int) -> None:
         """Put data into the store only where blocks are present."""
-        first, last = self._range(offset, len(data))
+        first, last = self._blocks.touched(offset, len(data))
         with self._blocks.pinned(first, last):
             for block in self._edges(offset, len(data)):
                 await self._blocks.sound(block)  # else it is no longer present
@@ -280,12 +196,12 @@ class Cache(Layer):
 
     def _edges(self, offset: int, length: int) -> list[int]:
         """The blocks that a range covers only in part."""
-        first, last = self._range(offset, length)
+        first, last = self._blocks.touched(offset, length)
         bounds = ((block, *self._blocks.bounds(block, block + 1)) for block in {first, last - 1})
         return [block for block, start, end in bounds if start < offset or end > offset + length]
 
     async def _write_below(self, data: memoryview, offset: int, *, fua: bool) -> None:
-        first, last = self._range(offset, len(data))
+        first, last = self._blocks.touched(offset, len(data))
         try:
             await self.below.pwrite(data, offset, fua=fua)
         except BaseException:  # also when cancelled: nobody knows how much of it is done
@@ -293,7 +209,7 @@ class Cache(Layer):
             raise
 
     async def flush(self) -> None:
-        await self._write_back()
+        await self._write_back.run()
         if Caps.FLUSH in self.below.info.caps:
             await self.below.flush()
 
@@ -302,52 +218,8 @@ class Cache(Layer):
         if self._blocks.dirty:
             await self.flush()
 
-    async def _write_back(self, first: int = 0, last: int | None = None) -> None:
-        """Write what is dirty in blocks [first, last), by default all, to what is below."""
-        async with self._writing_back:
-            dirty = self._blocks.dirty
-            step = max(_WRITE_BACK, self._block)
-            chosen = sorted(dirty if last is None else (block for block in dirty if first <= block < last))
-            runs = [
-                (at // self._block, (at + size) // self._block)
-                for start, stop in joined(chosen)
-                for at, size in pieces(start * self._block, (stop - start) * self._block, step)
-            ]
-            if not runs:
-                return
-            await self._write_runs(runs)
-
-    async def _write_runs(self, runs: list[tuple[int, int]]) -> None:
-        waiting = iter(runs)
-        errors: list[OSError] = []
-
-        async def writer() -> None:
-            for start, stop in waiting:
-                try:
-                    await self._write_run(start, stop)
-                except OSError as error:
-                    errors.append(error)  # the others are tried all the same
-
-        async with trio.open_nursery() as nursery:
-            for _ in range(min(_WRITERS, len(runs))):
-                nursery.start_soon(writer)
-        if errors:
-            raise errors[0]
-
-    async def _write_run(self, first: int, last: int) -> None:
-        start, end = self._blocks.bounds(first, last)
-        with self._blocks.pinned(first, last):
-            self._blocks.dirty.difference_update(range(first, last))
-            try:
-                content = memoryview(bytearray(end - start))
-                await self._blocks.storage.scratch.read_into(content, start)
-                await self.below.pwrite(content, start)
-            except BaseException:
-                self._blocks.dirty.update(range(first, last))
-                raise
-
     async def trim(self, offset: int, length: int, *, fua: bool = False) -> None:
-        first, last = self._range(offset, length)
+        first, last = self._blocks.touched(offset, length)
         async with self._emptied(offset, length):
             await self.below.trim(offset, length, fua=fua)
             with suppress(OSError):  # the space is given back with the next eviction then
@@ -362,30 +234,26 @@ class Cache(Layer):
             try:
                 await self._blocks.clear(offset, length)
             except OSError:
-                self._blocks.remove(*self._range(offset, length))
+                self._blocks.remove(*self._blocks.touched(offset, length))
 
     @asynccontextmanager
     async def _emptied(self, offset: int, length: int) -> AsyncIterator[None]:
         """Hold the blocks of a range with nothing in them dirty; if the block fails they are not present any more."""
         self._blocks.storage.before_write()
-        first, last = self._range(offset, length)
+        first, last = self._blocks.touched(offset, length)
         async with self._lock.hold(first, last - first):
-            await self._write_back(first, last)
+            await self._write_back.run(first, last)
             try:
                 yield
             except BaseException:
                 self._blocks.remove(first, last)
                 raise
 
-    def _range(self, offset: int, length: int) -> tuple[int, int]:
-        """The blocks that a range touches."""
-        return offset // self._block, -(-(offset + length) // self._block)
-
 
 @asynccontextmanager
 async def open_cache(below: Source, options: CacheOptions) -> AsyncIterator[Source]:
     """Open the layer.  What is in memory already is not kept once more: such a source stays as it is."""
-    if not 4096 <= options.block <= _FETCH or options.block & (options.block - 1):
+    if not 4096 <= options.block <= FETCH or options.block & (options.block - 1):
         raise UsageError("cache: block must be a power of two from 4k to 4M")
     capacity = (options.size or (_ON_DISK if options.cache else _IN_MEMORY)) // options.block
     if capacity < _FEWEST:
