@@ -15,11 +15,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.certificates import certificates
+from tests.fuse.babbler import babbling
 from tests.fuse.remote import MIB, captive, file, nbdfuse, overwrite
 from tests.interop.peers import listens, serving
 from tests.mounts import is_mounted, wait_until
 
-__all__ = ["file"]
+__all__ = ["certificates", "file"]
 
 pytestmark = pytest.mark.root
 
@@ -74,7 +76,7 @@ def test_options_as_commas_readonly_and_modes(file: Path) -> None:
 
 
 def test_zeroing_zeroes_all_of_it_and_a_hole_reads_as_zero(file: Path) -> None:
-    """Where the server cannot zero (L2), and where its trim does nothing (L3)."""
+    """L2 and L3, complaints 1 and 2: where the server cannot zero, and where its trim does nothing."""
     for filters in (["--filter=nozero"], ["--filter=nozero", "zeromode=emulate"], ["--filter=nofilter"]):
         with nbdfuse(file, str(file), *captive("memory", "4M", *filters)):
             overwrite(file, b"\xff" * (4 * MIB))
@@ -86,7 +88,7 @@ def test_zeroing_zeroes_all_of_it_and_a_hole_reads_as_zero(file: Path) -> None:
 
 
 def test_every_connection_is_used(file: Path, tmp_path: Path) -> None:
-    """L1, and L8: a captive server too has several."""
+    """L1 and complaint 3, and L8: a captive server too has several."""
     log = tmp_path / "log"
     argv = captive("memory", "64M", "--filter=log", f"logfile={log}", "--filter=delay", "rdelay=2ms")
     with nbdfuse(file, "-C", "4", str(file), *argv):
@@ -111,7 +113,7 @@ def test_every_connection_is_used(file: Path, tmp_path: Path) -> None:
 
 
 def test_a_restarted_server_heals_the_mount_under_load(file: Path, tmp_path: Path) -> None:
-    """L4: fio writes and verifies while the server is killed and started again."""
+    """L4 and complaint 4: fio writes and verifies while the server is killed and started again."""
     with serving("nbdkit", tmp_path, 8 * MIB) as server, nbdfuse(file, str(file), "--unix", str(server.socket)):
         load = subprocess.Popen(
             ["fio", "--name=x", f"--filename={file}", "--size=8M", "--rw=randwrite", "--bs=16k", "--direct=1",
@@ -122,7 +124,7 @@ def test_a_restarted_server_heals_the_mount_under_load(file: Path, tmp_path: Pat
 
 
 def test_a_killed_nbdfuse_leaves_a_mount_that_the_next_one_replaces(file: Path) -> None:
-    """L5, and no server outlives it."""
+    """L5 and complaint 6, and no server outlives it."""
     with nbdfuse(file, str(file), *captive("memory", "1M")) as process:
         process.send_signal(signal.SIGKILL)
         process.wait(10)
@@ -131,8 +133,47 @@ def test_a_killed_nbdfuse_leaves_a_mount_that_the_next_one_replaces(file: Path) 
     assert not is_mounted(file)
 
 
+def test_a_server_that_talks_nonsense_is_left_and_the_mount_stays(file: Path, tmp_path: Path) -> None:
+    """L9: only who waits on that connection is told; the next request goes over a new one."""
+    with serving("nbdkit", tmp_path, MIB) as server, babbling(tmp_path / "between", server.socket) as babble:
+        with nbdfuse(file, str(file), "--unix", str(tmp_path / "between")) as process:
+            for _ in range(3):
+                babble()
+                drop_cache(file)
+                wait_until(lambda: reads(file), "the next connection")
+            assert process.poll() is None
+
+
+def drop_cache(path: Path) -> None:
+    with path.open("rb") as opened:
+        os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def reads(path: Path) -> bool:
+    try:
+        return path.read_bytes() == bytes(MIB)
+    except OSError as error:
+        assert error.errno == errno.EIO
+        return False
+
+
+def test_keys_of_tls_in_the_uri(file: Path, tmp_path: Path, certificates: Path) -> None:
+    """L10."""
+    path = tmp_path / "socket"
+    argv = ["nbdkit", "-f", "-U", str(path), "--tls=require", "--tls-verify-peer", f"--tls-certificates={certificates}"]
+    with subprocess.Popen([*argv, "memory", "1M"]) as server:
+        try:
+            wait_until(lambda: listens(path), "nbdkit")
+            uri = f"nbds+unix:///?socket={path}&tls-certificates={certificates}&tls-hostname=server.example"
+            with nbdfuse(file, str(file), uri):
+                overwrite(file, b"secret")
+                assert file.read_bytes()[:7] == b"secret\0"
+        finally:
+            server.terminate()
+
+
 def test_the_end_of_the_device(file: Path) -> None:
-    """L6: ENOSPC at the end, a short count across it."""
+    """L6 and complaint 7: ENOSPC at the end, a short count across it."""
     with nbdfuse(file, str(file), *captive("memory", "1M")):
         descriptor = os.open(file, os.O_RDWR)
         try:
@@ -146,6 +187,7 @@ def test_the_end_of_the_device(file: Path) -> None:
 
 
 def test_holes_are_seen_and_copied_as_holes(file: Path, tmp_path: Path) -> None:
+    """Complaint 10."""
     with nbdfuse(file, str(file), *captive("data", "1 @33554432 2", "size=64M")):
         descriptor = os.open(file, os.O_RDONLY)
         try:
@@ -160,7 +202,7 @@ def test_holes_are_seen_and_copied_as_holes(file: Path, tmp_path: Path) -> None:
 
 
 def test_a_file_system_in_a_loop_mount(file: Path, tmp_path: Path) -> None:
-    """L7."""
+    """L7 and complaint 20."""
     inside = tmp_path / "inside"
     inside.mkdir()
     with nbdfuse(file, str(file), *captive("memory", "64M")):

@@ -17,7 +17,6 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
-import trustme
 
 from nbdfs.checked import Checked
 from nbdfs.errors import UserError
@@ -26,7 +25,10 @@ from nbdfs.nbd.uri import parse_uri
 from nbdfs.source import ALLOCATION, HOLE, ZERO, Caps, Extent, read
 from nbdfs.spec import Segment, Spec
 from nbdfs.stack import open_stack
+from tests.certificates import certificates
 from tests.interop.peers import listens
+
+__all__ = ["certificates"]
 
 MIB = 1 << 20
 
@@ -334,19 +336,6 @@ async def test_nbd_server_of_the_protocols_authors(tmp_path: Path) -> None:
         assert [(export.name, export.size) for export in exports] == [("disk", 8 * MIB)]
     finally:
         os.kill(int(pid_file.read_text()), signal.SIGTERM)
-
-
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pki")
-    authority = trustme.CA()
-    authority.cert_pem.write_to_path(str(folder / "ca-cert.pem"))
-    for role in ("server", "client"):
-        issued = authority.issue_cert("localhost", "server.example")
-        issued.private_key_pem.write_to_path(str(folder / f"{role}-key.pem"))
-        for blob in issued.cert_chain_pems:
-            blob.write_to_path(str(folder / f"{role}-cert.pem"), append=True)
-    return folder
 
 
 @asynccontextmanager

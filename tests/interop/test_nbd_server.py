@@ -172,7 +172,7 @@ assert [h.pread(1, at * 4096)[0] for at in range(4)] == [1, 2, 3, 4]
 
 
 def test_export_name_instead_of_go(serve: Server) -> None:
-    """An old client: NBD_OPT_EXPORT_NAME, with and without the 124 zeroes."""
+    """Report D9, an old client: NBD_OPT_EXPORT_NAME, with and without the 124 zeroes."""
     uri = serve("memory:1M").uri
     for flags in ("nbd.HANDSHAKE_FLAG_FIXED_NEWSTYLE", "nbd.HANDSHAKE_FLAG_MASK", "0"):
         run(SYSTEM_PYTHON, "-c", f"""
@@ -229,6 +229,7 @@ def test_abstract_socket(serve: Server) -> None:
 
 
 def test_second_start_on_the_same_path(serve: Server, tmp_path: Path) -> None:
+    """Report D10."""
     path = tmp_path / "again.sock"
     for _ in range(2):
         serving = serve("memory:1M", where=("-U", str(path)))

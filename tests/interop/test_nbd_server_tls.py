@@ -10,26 +10,11 @@ import pytest
 import trustme
 
 from nbdfs.nbd.proto import constants as nbd
+from tests.certificates import certificates, write
 from tests.interop.servers import Server, hung_up, raw, receive, run, serve, wait_for
 from tests.tools import complaint
 
-__all__ = ["serve"]
-
-
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as --tls-certificates takes it, for server and client."""
-    folder = tmp_path_factory.mktemp("pki")
-    authority = trustme.CA()
-    authority.cert_pem.write_to_path(folder / "ca-cert.pem")
-    for role in ("server", "client"):
-        _write(folder, role, authority.issue_cert("localhost"))
-    return folder
-
-
-def _write(folder: Path, role: str, certificate: trustme.LeafCert) -> None:
-    certificate.private_key_pem.write_to_path(folder / f"{role}-key.pem")
-    certificate.cert_chain_pems[0].write_to_path(folder / f"{role}-cert.pem")
+__all__ = ["certificates", "serve"]
 
 
 def size(uri: str, certificates: Path, scheme: str = "nbds") -> str:
@@ -78,5 +63,5 @@ def test_certificate_that_is_missing_or_expired(tmp_path: Path) -> None:
     words = ("serve", "memory:1M", "-U", tmp_path / "s", "--tls", "on", "--tls-certificates", tmp_path)
     assert "server-cert.pem is missing" in complaint(*words)
     past = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=1)
-    _write(tmp_path, "server", trustme.CA().issue_cert("localhost", not_after=past))
+    write(tmp_path, "server", trustme.CA().issue_cert("localhost", not_after=past))
     assert "expired" in complaint(*words)
