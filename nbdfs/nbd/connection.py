@@ -44,7 +44,8 @@ log = logging.getLogger(__name__)
 _POLL_NS = 50_000  # how long to look for the next request before sleeping
 _HOT_NS = 250_000  # a wait no longer, the way through trio included, means that requests come fast
 _SLICE_NS = 2_000_000  # how long to go on without letting other tasks run
-_BATCH = 256 << 10  # bytes of replies that are sent together
+_BATCH = 256 << 10  # bytes of small reads that are read into one buffer and sent together
+_VIEWS = 1 << 20  # bytes of replies that are sent together where they lie
 _LARGE = (
     64 << 10
 )  # bytes: after a payload that long the next header is received alone, so that what follows can go in place
@@ -68,6 +69,7 @@ class Connection:
         self._in_transmission = False
         self._batch = memoryview(b"")  # small reads of one batch are read into it
         self._batch_used = 0
+        self._viewed = 0  # bytes of replies queued where they lie
         self._hot = False
         self._large = False  # whether the last request had a large payload
         self._slice_end = 0
@@ -161,8 +163,7 @@ class Connection:
         while True:
             event = self._machine.next_event()
             if event is None:
-                await self._output.flush()
-                self._batch_used = 0
+                await self._flush_batch()
                 await self._receive()
             elif isinstance(event, Request):
                 await self._begin(event, nursery)
@@ -211,29 +212,35 @@ class Connection:
 
     async def _read_now(self, request: Request) -> None:
         """A READ of a source that never waits."""
-        if request.length > _BATCH - self._batch_used or self._output.busy:
-            await self._output.flush()
-            self._batch_used = 0
+        if self._output.busy:
+            await self._flush_batch()
         try:
             view = self._operations.view(request)
         except OSError:
             view = None  # reading it the other way gives the error reply
         if view is not None:
             self._output.put(self._machine.whole(request), view)
-            self._batch_used += request.length
-            if self._batch_used >= _BATCH:
+            self._viewed += request.length
+            if self._viewed >= _VIEWS:
                 await self._output.flush_borrowed()
-                self._batch_used = 0
+                self._viewed = self._batch_used = 0
         elif request.length > _BATCH:
             async with self._borrowed(request.length) as buffer:
                 await self._operations.perform(request, buffer)
                 await self._output.flush()
         else:
+            if request.length > _BATCH - self._batch_used:
+                await self._flush_batch()
             if not self._batch:
                 self._batch = memoryview(mmap.mmap(-1, _BATCH))
             start = self._batch_used
             self._batch_used += request.length
             await self._operations.perform(request, self._batch[start : self._batch_used])
+
+    async def _flush_batch(self) -> None:
+        """Send all replies; the batch buffer is free then."""
+        await self._output.flush()
+        self._viewed = self._batch_used = 0
 
     async def _write_now(self, request: Request) -> None:
         """A WRITE to a source that never waits."""
@@ -246,8 +253,7 @@ class Connection:
             self._machine.payload_received(length)
             await self._operations.perform(request, received.view[start : start + length])
             return
-        await self._output.flush()
-        self._batch_used = 0
+        await self._flush_batch()
         done = await self._receive_in_place(request)
         if done == length:
             self._output.put(self._machine.success(request))
