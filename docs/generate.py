@@ -45,7 +45,7 @@ def filled(text: str, mark: str, content: str) -> str:
     begin, end = f"<!-- {mark} -->", f"<!-- /{mark} -->"
     head, rest = text.split(begin)
     _, tail = rest.split(end)
-    return f"{head}{begin}\n{content}{end}{tail}"
+    return f"{head}{begin}\n\n{content}\n{end}{tail}"
 
 
 def parts() -> Iterator[tuple[Path, str, str]]:
