@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from nbdfs.nbd.uri import Unix, Uri
 from nbdfs.units import parse_size
 
 
@@ -19,22 +21,25 @@ class Key:
 
 @dataclass(frozen=True)
 class Plugin:
-    """A source.  `argument` are the keys that give its argument, the first one the plugin's magic key."""
+    """A source.  `argument` are the keys that give its argument, the first one the plugin's magic key; `made` is what
+    the source makes of it."""
 
     source: str
     argument: tuple[str, ...]
     keys: Mapping[str, Key] = field(default_factory=dict)
     default: str = ""
     fixed: Mapping[str, str] = field(default_factory=dict)  # options that nbdkit has no key for
+    made: Callable[[str], str] = str
 
 
 @dataclass(frozen=True)
 class Filter:
-    """A layer, and the keys that it takes from the command line."""
+    """A layer, and the keys that it takes from the command line.  An `idle` one does nothing without any."""
 
     layer: str
     keys: Mapping[str, Key] = field(default_factory=dict)
     fixed: Mapping[str, str] = field(default_factory=dict)  # options that nbdkit has no key for
+    idle: bool = False
 
 
 def _same(*names: str) -> dict[str, Key]:
@@ -50,7 +55,12 @@ def _mlock(value: str) -> str:
     return "yes" if "mlock=true" in value.split(",") else "no"
 
 
+def _socket(path: str) -> str:
+    return str(Uri(Unix(os.path.abspath(path))))
+
+
 _SIZED = ("size",)
+_CLIENT = {"retry": Key(), "shared": Key(), "connections": Key("connections")}
 
 PLUGINS: Mapping[str, Plugin] = {
     "memory": Plugin("memory", _SIZED, {"allocator": Key("mlock", _mlock)}),
@@ -64,7 +74,7 @@ PLUGINS: Mapping[str, Plugin] = {
     "sparse-random": Plugin("sparse-random", _SIZED, _same("seed", "percent", "runlength", "random-content",
                                                            "blocksize")),
     "file": Plugin("file", ("file",), {"cache": Key(), "fadvise": Key()}, fixed={"lock": "no"}),
-    "nbd": Plugin("nbd", ("uri",), {"retry": Key(), "shared": Key(), "connections": Key("connections")}),
+    "nbd": Plugin("nbd", ("uri",), _CLIENT),
     "curl": Plugin("http", ("url",), _same("timeout")),
     "torrent": Plugin("torrent", ("torrent",), {**_same("file", "cache"), "connections-limit": Key("connections"),
                                                 "download-rate-limit": Key("download-limit", _bits),
@@ -74,6 +84,7 @@ PLUGINS: Mapping[str, Plugin] = {
 
 # Where another key than the magic one chooses another source.
 VARIANTS: Mapping[tuple[str, str], Plugin] = {
+    ("nbd", "socket"): Plugin("nbd", ("socket",), _CLIENT, made=_socket),
     ("data", "raw"): Plugin("raw", ("raw",), {**_same("size"), "allocator": Key()}),
     ("data", "base64"): Plugin("base64", ("base64",), {**_same("size"), "allocator": Key()}),
 }
@@ -89,7 +100,7 @@ FILTERS: Mapping[str, Filter] = {
     "offset": Filter("offset", {"offset": Key("offset"), "range": Key("size")}),
     "partition": Filter("partition", {"partition": Key("number"), "partition-sectorsize": Key("sector")}),
     "truncate": Filter("resize", {"truncate": Key("size"), "round-up": Key("round-up"),
-                                  "round-down": Key("round-down")}),
+                                  "round-down": Key("round-down")}, idle=True),
     "readahead": Filter("readahead"),
     "blocksize": Filter("blocksize"),
     "checkwrite": Filter("checkwrite"),

@@ -24,10 +24,15 @@ def parser(name: str, bare: Mapping[str, str] | None = None) -> Parser:
     )
     made.prepare = preparation(bare or {})
     made.add_argument("-V", "--version", action="version", version=f"{name} {VERSION}\nlibnbd {VERSION}")
-    made.add_argument("--long-options", action=_ListOptions, nargs=0, help="list the long options")
-    made.add_argument("--short-options", action=_ListOptions, nargs=0, help="list the short options")
+    add_option_lists(made)
     made.add_argument("-v", "--verbose", action="count", default=0, help="say more; -vv also shows tracebacks")
     return made
+
+
+def add_option_lists(made: Parser) -> None:
+    """Let a parser list its own options."""
+    made.add_argument("--long-options", action=_ListOptions, nargs=0, help="list the long options")
+    made.add_argument("--short-options", action=_ListOptions, nargs=0, help="list the short options")
 
 
 def parse_words(made: Parser, argv: Sequence[str]) -> argparse.Namespace:

@@ -20,6 +20,7 @@ from nbdfs.cli import _serving
 from nbdfs.cli._serving import Place, Service
 from nbdfs.cli.main import Parser
 from nbdfs.cli.serve import serve_exports
+from nbdfs.compat import _peer
 from nbdfs.compat._nbdkit_names import FILTERS, PLUGINS, VARIANTS, Filter, Key, Plugin
 from nbdfs.errors import UsageError, UserError
 from nbdfs.nbd.uri import Tcp, Uri
@@ -45,6 +46,8 @@ def run(argv: Sequence[str]) -> int:
         raise UsageError("a plugin is missing: write nbdkit PLUGIN [KEY=VALUE...]")
     name, *words = _with_files(arguments.words)
     if arguments.dump_plugin:
+        if arguments.single or arguments.run:
+            raise UsageError("--dump-plugin serves nobody: leave out -s and --run")
         print(_dump(name, arguments.filter))
         return 0
     planned = plan(_spec(name, words, arguments.filter))
@@ -77,6 +80,7 @@ def _parser() -> Parser:
     add("--dump-plugin", action="store_true", help="tell about the plugin")
     add("--dump-config", action="store_true", help="tell about the program")
     add("--no-sr", action="store_true", help="no structured replies")
+    _peer.add_option_lists(parser)
     add("-V", "--version", action="version", version=f"nbdkit {VERSION} (nbdfs)")
     _serving.add_tls_arguments(parser)
     add("-D", "--debug", action="append", default=[], help=argparse.SUPPRESS)
@@ -127,7 +131,7 @@ def _spec(name: str, words: Sequence[str], filters: Sequence[str]) -> Spec:
         if at is not None:
             taken[at] |= _options(_filter(filters[at]).keys[key], value)
         elif key in plugin.argument:
-            argument = value
+            argument = plugin.made(value)
         elif key in plugin.keys:
             options |= _options(plugin.keys[key], value)
         elif plugin.source == "data" and key.isidentifier():
@@ -135,7 +139,9 @@ def _spec(name: str, words: Sequence[str], filters: Sequence[str]) -> Spec:
         else:
             raise UsageError(f"nbdkit: neither {name} nor its filters have a key '{key}' here")
     layers = tuple(
-        Segment(_filter(filter).layer, tuple(own.items())) for filter, own in zip(filters, taken, strict=True)
+        Segment(_filter(filter).layer, tuple(own.items()))
+        for filter, own in zip(filters, taken, strict=True)
+        if own or not _filter(filter).idle
     )
     return Spec(layers, Segment(plugin.source, tuple(options.items())), "", argument)
 

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.interop.servers import SYSTEM_PYTHON, run, wait_for
+from tests.interop.servers import SYSTEM_PYTHON, Server, run, serve, wait_for
 from tests.tools import command, complaint, nbdfs
+
+__all__ = ["serve"]
 
 
 def nbdkit(*words: str | Path) -> str:
@@ -27,6 +29,7 @@ def nbdkit(*words: str | Path) -> str:
         (("data", " ( $a )*8 ", "a=0x55"), 8),
         (("data", "raw=123", "size=512"), 512),
         (("--filter=offset", "null", "offset=512", "range=1k", "size=1M"), 1024),
+        (("--filter=truncate", "null", "1M"), 1 << 20),
     ],
 )
 def test_run(words: tuple[str, ...], size: int) -> None:
@@ -61,6 +64,12 @@ def test_probes_of_scripts() -> None:
     assert "name=memory" in nbdkit("memory", "--dump-plugin")
     assert "version_major=1" in nbdkit("--dump-config")
     assert nbdkit("--version").startswith("nbdkit 1.")
+    assert "--filter" in nbdkit("--long-options").split() and "-U" in nbdkit("--short-options").split()
+
+
+def test_a_server_on_a_socket_behind_it(serve: Server) -> None:
+    path = serve("memory:3M").uri.partition("socket=")[2]
+    assert nbdkit("nbd", f"socket={path}", "--run", 'nbdinfo --size "$uri"').strip() == str(3 << 20)
 
 
 @pytest.mark.parametrize(
@@ -70,6 +79,7 @@ def test_probes_of_scripts() -> None:
         (("--filter=lux", "memory", "1M"), "no filter 'lux'"),
         (("memory", "1M", "colour=red"), "key 'colour'"),
         ((), "a plugin is missing"),
+        (("-s", "--dump-plugin", "null"), "--dump-plugin serves nobody"),
     ],
 )
 def test_what_is_not_known_is_an_error(words: tuple[str, ...], complains: str) -> None:
