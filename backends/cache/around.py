@@ -9,11 +9,13 @@ see whether that has changed.
 from __future__ import annotations
 
 import math
+from collections import defaultdict, deque
 
 _MOST = 1 << 20  # bytes of a window
 _CHEAP = 1.5  # times an exact fetch: what a window may take
 _CHEAP_ENOUGH = 1.25  # times an exact fetch: then twice as large a window will be cheap too
-_RISE, _FALL = 8, 2  # parts of what a fetch took more or less than the mean that change it
+_MEMORY = 8  # fetches of a kind that are remembered
+_SURE = 3  # of them say that a kind is dear; that it is cheap a single one can say
 _EXACT_EVERY = 16  # fetches: one of just what is asked for, for its time
 _WINDOW_EVERY = 64  # fetches: one try of what was not worth its cost
 _COST = 0.25  # of a window, in round trips; a neighbour that is read saves one
@@ -27,8 +29,8 @@ class Around:
         most = min(_MOST // block, capacity // 8)
         self._largest = max(most, 1).bit_length() - 1  # windows are of 2 ** kind blocks, and of no larger kind
         self._kind = 0
-        self._exact = math.inf  # seconds that a fetch takes of just what is asked for
-        self._seconds: dict[int, float] = {}  # that one takes with neighbours, by kind
+        self._exact = _Times()  # of fetches of just what is asked for
+        self._along: defaultdict[int, _Times] = defaultdict(_Times)  # of those with neighbours, by kind
         self._fetches = 0
         self._credit = _PATIENCE
         self._used = 0
@@ -39,7 +41,7 @@ class Around:
         self._used = used
         self._fetches += 1
         if not self._fetches % _WINDOW_EVERY:
-            self._seconds.pop(self._kind + 1, None)  # what was too dear may be so no longer
+            self._along.pop(self._kind + 1, None)  # what was too dear may be so no longer
         if self._fetches % _EXACT_EVERY == 1:
             return 1
         if self._credit <= 0 and self._fetches % _WINDOW_EVERY:
@@ -51,20 +53,21 @@ class Around:
         kind = blocks.bit_length() - 1
         if kind > self._largest:
             return
-        if blocks == asked:
-            took = self._exact = _mean(self._exact, seconds)
-        else:
-            took = self._seconds[kind] = _mean(self._seconds.get(kind, math.inf), seconds)
+        times = self._exact if blocks == asked else self._along[kind]
+        times.append(seconds)
+        if blocks > asked:
             self._credit -= _COST
-        cheap, twice = self._exact * _CHEAP, self._seconds.get(kind + 1, 0.0)
-        if took > cheap:
-            self._kind = kind - 1
-        elif took <= self._exact * _CHEAP_ENOUGH and twice <= cheap and self._kind <= kind < self._largest:
+        exact, took = min(self._exact, default=math.inf), min(times)
+        twice = min(self._along.get(kind + 1, ()), default=0.0)
+        if took > exact * _CHEAP:
+            if len(times) >= _SURE:
+                self._kind = kind - 1
+        elif took <= exact * _CHEAP_ENOUGH and twice <= exact * _CHEAP and self._kind <= kind < self._largest:
             self._kind = kind + 1
 
 
-def _mean(mean: float, seconds: float) -> float:
-    """A running mean that a fetch which waited for others changes little."""
-    if mean == math.inf:
-        return seconds
-    return mean + (seconds - mean) / (_RISE if seconds > mean else _FALL)
+class _Times(deque[float]):
+    """Seconds of the last fetches of a kind, the shortest of which counts: what others wait for only adds to them."""
+
+    def __init__(self) -> None:
+        super().__init__(maxlen=_MEMORY)

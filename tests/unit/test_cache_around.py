@@ -182,3 +182,13 @@ async def test_a_write_in_a_window_under_way_is_not_undone(autojump_clock: trio.
             await layer.pwrite(memoryview(b"w" * 100), 7 * BLOCK)
         assert await read(layer, 7 * BLOCK, 100) == b"w" * 100
         assert base.content[7 * BLOCK : 7 * BLOCK + 100] == b"w" * 100
+
+
+def test_a_noisy_wire_hides_nothing() -> None:
+    """Every fetch may take up to three times as long as it need: what is cheap is found all the same."""
+    chance = random.Random(5)
+    around = Around(BLOCK, 1 << 14)
+    for _ in range(200):
+        size = around.window(0)
+        around.fetched(size, 1, LATENCY * (1 + 0.015 * size) * (1 + 2 * chance.random() ** 3))
+    assert sum(around.window(0) for _ in range(64)) > 64 * 4
