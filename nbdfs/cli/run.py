@@ -16,6 +16,8 @@ import trio
 
 from nbdfs import mount
 from nbdfs.cli import _observing
+from nbdfs.control.methods import Controls
+from nbdfs.control.server import controlled
 from nbdfs.errors import UsageError, UserError
 from nbdfs.fuse.options import HELP, parse_options
 from nbdfs.live import Exports
@@ -55,6 +57,7 @@ async def _serve(order: Order, command: Sequence[str], metrics: Address | None, 
     status = 0
     async with (
         mount.mounted(order) as mounted,
+        controlled(Controls(mounted.exports, "run", mounted.session.target).methods()),
         _observing.live_metrics(metrics, mounted.exports),
         showing(mounted.exports, display),
     ):

@@ -15,6 +15,8 @@ import trio
 
 from nbdfs import mount, supervise
 from nbdfs.compat import _peer
+from nbdfs.control.methods import Controls
+from nbdfs.control.server import controlled
 from nbdfs.errors import UsageError
 from nbdfs.fuse.options import HELP, MountOptions, parse_options
 from nbdfs.fuse.target import clear_stale
@@ -122,7 +124,10 @@ def _options(arguments: argparse.Namespace) -> MountOptions:
 
 
 async def _serve(order: mount.Order, pidfile: str | None) -> None:
-    async with mount.mounted(order) as mounted:
+    async with (
+        mount.mounted(order) as mounted,
+        controlled(Controls(mounted.exports, "mount", mounted.session.target).methods()),
+    ):
         with supervise.pid_file(pidfile):
             await mounted.over()
 

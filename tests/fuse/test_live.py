@@ -6,6 +6,7 @@ import contextlib
 import json
 import mmap
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -407,6 +408,19 @@ def terminal(tmp_path: Path) -> Iterator[Callable[[list[str]], Callable[[str], s
         yield start
     finally:
         subprocess.run([*tmux, "kill-server"], check=False, timeout=SECONDS, capture_output=True)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["run", "memory:1M", "--"], ["compat", "nbdkit", "memory", "1M", "--run"], ["serve", "memory:1M", "--run"]],
+)
+def test_all_that_mounts_or_serves_is_listed(words: list[str]) -> None:
+    show = shlex.join(nbdfs("list", "--json"))
+    command = ["sh", "-c", show] if words[-1] == "--" else [show]
+    with subprocess.Popen([*nbdfs(*words), *command], stdout=subprocess.PIPE, text=True) as process:
+        listed, _ = process.communicate(timeout=SECONDS)
+        found = [one for one in json.loads(listed[listed.index("[") :]) if one["pid"] == process.pid]
+    assert [export["spec"] for one in found for export in one["exports"]] == ["memory:1M"]
 
 
 @pytest.mark.root
