@@ -411,14 +411,16 @@ async def test_a_download_without_an_end_is_refused(server: Served) -> None:
 
 
 async def test_it_tells_how_often_it_tried_again_and_that_it_does(server: Served) -> None:
-    async with open_stack(spec(server, "silent", timeout="3")) as source:
+    async with open_stack(spec(server, "busy", timeout="60")) as source:
         (part,) = source.parts
         assert (part.statistics()["retries_total"], source.health()) == (0, Health.OK)
-        server.state.fail = 1
+        server.state.fail = ALWAYS
         async with trio.open_nursery() as nursery:
             nursery.start_soon(read, source, 0, 100)
             with trio.fail_after(30):
                 while source.health() is Health.OK:
                     await trio.sleep(0.01)
             assert source.health() is Health.RECONNECTING
-        assert (part.statistics()["retries_total"], source.health()) == (1, Health.OK)
+            server.state.fail = 0
+        assert part.statistics()["retries_total"] >= 1
+        assert source.health() is Health.OK
