@@ -17,7 +17,8 @@ from nbdfs.ranges import align_down
 
 log = logging.getLogger(__name__)
 
-_BLKSSZGET = 0x1268  # linux/fs.h: size of a logical block
+_BLKROGET = 0x125E  # linux/fs.h: whether the device is read-only
+_BLKSSZGET = 0x1268  # size of a logical block
 _OTHER_KINDS = {
     stat.S_IFDIR: "is a directory: name a file or a block device",
     stat.S_IFCHR: "is a character device: name a file or a block device",
@@ -57,6 +58,8 @@ def open_path(path: str, *, readonly: bool, direct: bool, lock: bool) -> Opened:
     except OSError as error:
         raise UserError(_why(path, error, direct)) from error
     try:
+        if device and not readonly and struct.unpack("i", fcntl.ioctl(fd, _BLKROGET, bytes(4)))[0]:
+            raise UserError(f"{path} cannot be written, it is a read-only device: use -r to open it for reading only")
         if lock and not readonly:
             _claim(fd, path)
         whole = os.lseek(fd, 0, os.SEEK_END)
