@@ -27,7 +27,8 @@ class Option:
 
     flags: tuple[str, ...]
     value: str
-    optional: bool
+    optional: bool  # whether the value may be left out
+    repeatable: bool
     choices: tuple[str, ...]
     help: str
 
@@ -129,6 +130,7 @@ def _option(parser: argparse.ArgumentParser, action: argparse.Action) -> Option:
         tuple(action.option_strings),
         _metavar(action) if takes else "",
         action.nargs == "?",
+        isinstance(action, argparse._AppendAction | argparse._CountAction),
         _choices(action),
         _help(parser, action),
     )

@@ -7,6 +7,7 @@ The logic of each is a file in packaging/completion/; its tables are made here.
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -153,8 +154,8 @@ def _zsh_function(command: Command) -> str:
 
 
 def _zsh_rows(option: Option) -> Iterator[str]:
-    """The specifications of _arguments(1) for an option, one for each flag; they exclude each other."""
-    text = option.help.translate(str.maketrans({"[": r"\[", "]": r"\]", ":": r"\:"}))
+    """The specifications of _arguments for an option, one for each flag; unless repeatable they exclude each other."""
+    text = re.sub(r"[]:[]", r"\\\g<0>", option.help)
     for flag in option.flags:
         joint = ("=" if flag.startswith("--") else "+") if option.value else ""
         if option.optional and joint == "=":
@@ -162,7 +163,8 @@ def _zsh_rows(option: Option) -> Iterator[str]:
         value = (
             f":{'' if not option.optional else ':'}{option.value}:{_zsh_action(kind(option))}" if option.value else ""
         )
-        yield f"({' '.join(option.flags)}){flag}{joint}[{text}]{value}"
+        others = "*" if option.repeatable else f"({' '.join(option.flags)})"
+        yield f"{others}{flag}{joint}[{text}]{value}"
 
 
 def _zsh_action(kind: str) -> str:
