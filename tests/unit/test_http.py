@@ -45,7 +45,7 @@ async def test_honest_servers_give_the_right_bytes(server: Served, path: str, op
 @pytest.mark.parametrize("path", ["busy", "throttled", "hang-up", "short", "garbage", "silent"])
 @pytest.mark.parametrize(("times", "options"), [(1, ""), (2, ""), (1, ",http2")])
 async def test_what_passes_is_tried_again(server: Served, path: str, times: int, options: str) -> None:
-    async with open_stack(spec(server, path, options, timeout="900ms")) as source:
+    async with open_stack(spec(server, path, options, timeout="4")) as source:
         server.state.fail = times
         assert await read(source, 777, 100_000) == CONTENT[777:100_777]
 
@@ -65,9 +65,9 @@ async def test_what_passes_is_tried_again(server: Served, path: str, times: int,
 )
 @pytest.mark.parametrize("options", ["", ",http2"], ids=["direct", "pooled"])
 async def test_lies_are_an_error_at_once_and_never_bytes(server: Served, path: str, says: str, options: str) -> None:
-    async with open_stack(spec(server, path, options)) as source:
+    async with open_stack(spec(server, path, options, timeout="60")) as source:
         server.state.fail = 1
-        with pytest.raises(OSError, match=says) as caught, trio.fail_after(2):
+        with pytest.raises(OSError, match=says) as caught, trio.fail_after(30):
             await read(source, 777, 10_000)
         assert caught.value.errno == errno.EIO
         assert await read(source, 777, 10_000) == CONTENT[777:10_777]  # the source lives on
@@ -93,9 +93,9 @@ async def test_a_long_read_over_few_connections_has_the_time_it_needs(server: Se
 
 @pytest.mark.parametrize("path", ["busy", "hang-up", "short", "silent"])
 async def test_what_does_not_pass_is_eio_in_time(server: Served, path: str) -> None:
-    async with open_stack(f"http,timeout=500ms::{server.url(path)}") as source:
+    async with open_stack(f"http,timeout=1::{server.url(path)}") as source:
         server.state.fail = ALWAYS
-        with pytest.raises(OSError, match=r"given up within 0\.5 s") as caught, trio.fail_after(5):
+        with pytest.raises(OSError, match="given up within 1 s") as caught, trio.fail_after(30):
             await read(source, 0, 5000)
         assert caught.value.errno == errno.EIO
         server.state.fail = 0
