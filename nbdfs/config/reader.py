@@ -61,10 +61,15 @@ class Document:
 
     def warn(self, path: Path, message: str) -> None:
         """Note what is unwise about a table or key."""
-        self.warnings.append(Fault(self.file, self.line(path), message))
+        self.warnings.append(Fault(self.file, self.line(path), _one_line(message)))
 
     def fault(self, line: int, message: str) -> None:
-        self.faults.append(Fault(self.file, line, message))
+        self.faults.append(Fault(self.file, line, _one_line(message)))
+
+
+def _one_line(message: str) -> str:
+    """A message with line ends and the like, which what it quotes may have, written as in Python."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in message)
 
 
 def read(content: bytes, file: str) -> Document:

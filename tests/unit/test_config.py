@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from nbdfs.cli.main import main
+from nbdfs.cli.main import main, parser_of
 from nbdfs.config.files import ConfigError, current, examine, use_file
 from nbdfs.errors import UsageError, UserError
+from nbdfs.names import named_plans
 from nbdfs.source import read
 from nbdfs.stack import open_stack, plan
+from tests.unit.test_config_reader import toml
 
 Write = Callable[[str], str]
 
@@ -314,3 +319,38 @@ def test_the_mount_table_shows_the_line_of_fstab_but_no_secret(
     assert mount_nbdfs.run([spec, str(tmp_path / "x"), "-o", "rw"]) == 0
     assert parse_options(found[0].options).fsname == shown
     assert "hunter2" not in str(found[0].options)
+
+
+WORDS = st.sampled_from(
+    ["", "x", "a", "memory", "memory:1M", "conf:a", "conf:b", "cow::conf:a", "cow", "luks", "luks,passphrase=+/k::x",
+     "http", "data", "https://h/x", "[", "[\0", "[\0]", "::", "cow::", "a=b", "../x", "/x", "\0", "=", ",", "nbd://h",
+     "\n", "ro", "-v", "--"]
+)  # fmt: skip
+PARTS = st.sampled_from(["name", "argument", "argv", "spec", "leaf", "layers", "x/y", "passphrase"])
+ANY = st.recursive(
+    WORDS | st.booleans() | st.integers(-1, 3) | st.floats(),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(PARTS, inner, max_size=3),
+    max_leaves=5,
+)
+KEYS = st.sampled_from(
+    ["spec", "leaf", "layers", "source", "files", "target", "listen", "options", "readonly", "verbose", "max-clients",
+     "unix", "metrics", "x"]
+)  # fmt: skip
+FILES = st.dictionaries(
+    st.sampled_from(["stack", "mount", "serve"]),
+    st.dictionaries(st.sampled_from(["a", "b", "x/y"]), st.dictionaries(KEYS, ANY, max_size=4) | ANY, max_size=2),
+)
+
+
+@settings(deadline=None)
+@given(FILES)
+def test_whatever_it_says_it_has_a_meaning_or_faults(tables: dict[str, object]) -> None:
+    with tempfile.NamedTemporaryFile("w", suffix=".toml") as file:
+        file.write("\n".join(f"{key} = {toml(value)}" for key, value in tables.items()))
+        file.flush()
+        config = examine([file.name])
+    assert all(fault.line >= 1 and fault.message and "\n" not in fault.message for fault in config.faults)
+    if not config.faults:
+        for command in config.commands.values():
+            assert parser_of(command.kind).parse_args(command.words[1:])
+            named_plans(command.specs)
