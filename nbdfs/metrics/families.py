@@ -22,7 +22,10 @@ Labels = Mapping[str, str]
 
 
 def families(exports: Iterable[Export]) -> Iterator[Family]:
-    """Everything that is told.  Each family looks at the exports anew when its samples are taken."""
+    """Everything that is told.
+
+    Samples are made one by one as they are asked for, and exports may come, go and count on between any two.
+    """
     yield from _exports(exports)
     yield from _layers(exports)
     yield from _statistics(exports)
@@ -55,7 +58,7 @@ def _layers(exports: Iterable[Export]) -> Iterator[Family]:
     yield Family("nbdfs_request_errors_total", "counter",
                  "Requests that failed, by the name of the errno; cancelled: nobody waited for the answer any more.",
                  (Sample({**labels, "error": name}, count)
-                  for labels, figures in _used(exports) for name, count in figures.errors.items()))  # fmt: skip
+                  for labels, figures in _used(exports) for name, count in list(figures.errors.items())))  # fmt: skip
     yield Family("nbdfs_requests_in_flight", "gauge", "Requests that wait for an answer.",
                  (Sample(labels, figures.in_flight) for labels, figures in _used(exports)))  # fmt: skip
     yield Family("nbdfs_request_duration_seconds", "histogram",

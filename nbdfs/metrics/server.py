@@ -11,6 +11,7 @@ import socket
 from collections.abc import AsyncIterator, Iterable
 from contextlib import ExitStack, asynccontextmanager, suppress
 from http import HTTPStatus
+from itertools import chain
 
 import h11
 import trio
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 _CLIENTS = 16  # served at once; further ones wait
 _TIMEOUT = 10.0  # seconds for a request and its answer
 _MOST_HEAD = 16 << 10  # bytes
+_LINES = 256  # made before others get a turn
 _ACCEPT_PAUSE = 0.1  # seconds, after descriptors have run out
 _POINTER = "nbdfs: figures for Prometheus are at /metrics\n"
 
@@ -132,9 +134,10 @@ async def _request(connection: h11.Connection, stream: SocketStream) -> h11.Requ
 
 async def _page(exports: Iterable[Export]) -> str:
     lines: list[str] = []
-    for family in families(exports):
-        lines += family.lines()
-        await trio.lowlevel.checkpoint()  # requests go on meanwhile
+    for line in chain.from_iterable(family.lines() for family in families(exports)):
+        lines.append(line)
+        if not len(lines) % _LINES:
+            await trio.lowlevel.checkpoint()
     return "\n".join([*lines, ""])
 
 

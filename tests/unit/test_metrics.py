@@ -311,3 +311,29 @@ async def test_a_public_address_is_warned_of(caplog: pytest.LogCaptureFixture) -
     async with serving_metrics(Tcp("0.0.0.0", 0), []) as urls:
         assert len(urls) == 1
     assert "anybody who reaches it" in caplog.text
+
+
+async def test_a_scrape_lets_others_run_and_they_may_change_what_it_tells(tmp_path: Path) -> None:
+    async with opened("error,errno=EIO,rate=100%::memory:1M") as export:
+        meter = export.source.parts[0].meter
+        assert meter
+        errors = meter.operations["read"].errors
+        with pytest.raises(OSError):
+            await read(export.source, 0, 512)
+        exports = [export] * 20  # more lines than are made at once
+        path = str(tmp_path / "metrics")
+        async with serving_metrics(Unix(path), exports), trio.open_nursery() as nursery:
+
+            async def go_on() -> None:
+                for number in range(10_000):
+                    errors[f"E{number}"] += 1  # another kind of error each time
+                    if number % 100 == 0 and len(exports) < 60:
+                        exports.append(export)
+                    await trio.lowlevel.checkpoint()
+
+            nursery.start_soon(go_on)
+            status, _, body = await asked(path, b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+            nursery.cancel_scope.cancel()
+    assert status == 200
+    assert body.count("nbdfs_request_duration_seconds_count") >= 20
+    assert len(errors) > 1
