@@ -6,10 +6,8 @@ Where standard error leads to the journal anyway, each line of text is marked wi
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import socket
 import struct
 import sys
 import time
@@ -76,6 +74,8 @@ class JsonFormatter(logging.Formatter):
     """One JSON object a line."""
 
     def format(self, record: logging.LogRecord) -> str:
+        import json  # not at the start of every command
+
         fields = {
             "time": _iso(record.created),
             "level": record.levelname.lower(),
@@ -92,6 +92,8 @@ class JournalHandler(logging.Handler):
     """Sends records to the journal; what it does not take (it is being restarted, say) goes to standard error."""
 
     def __init__(self, path: str) -> None:
+        import socket  # not at the start of every command
+
         super().__init__()
         self._path = path
         try:

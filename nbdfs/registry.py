@@ -12,7 +12,6 @@ cheap to import: what is heavy is imported by its `open`.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import importlib
 import itertools
@@ -222,6 +221,8 @@ class LayerDriver(Driver):
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?`, or the list of what there is."""
+    import difflib  # for who has made a mistake
+
     names = sorted(known)
     close = difflib.get_close_matches(word, names, 1)
     if close:

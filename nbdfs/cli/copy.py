@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import sys
 from typing import TextIO
 
@@ -97,6 +96,8 @@ def run(arguments: argparse.Namespace) -> int:
     summary = copy(source, destination, options_of(arguments), display)
     out = sys.stderr if arguments.destination == "-" else sys.stdout
     if arguments.json:
+        import json
+
         print(json.dumps(dataclasses.asdict(summary), indent=2), file=out)
     print_hashes(summary, arguments.blkhash_file, silent=arguments.json, out=out)
     if isinstance(display, Bar):

@@ -11,9 +11,9 @@ import errno
 import select
 import socket
 import struct
-from collections.abc import Coroutine
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
+from nbdfs.copying.direct.blocking import at_once
 from nbdfs.errors import SourceError
 from nbdfs.nbd.handshake import Handshake
 from nbdfs.nbd.proto import constants as nbd
@@ -24,8 +24,6 @@ from nbdfs.nbd.proto.replies import Replies
 from nbdfs.nbd.uri import HOST_CID, Address, Tcp, Unix, Uri
 from nbdfs.source import ALLOCATION
 from nbdfs.undo import unless_done
-
-T = TypeVar("T")
 
 _HANDSHAKE_TIMEOUT = 15.0  # seconds for each wait of a handshake
 _HEADERS = 4096  # bytes; more than any header is long
@@ -217,12 +215,3 @@ def _limit_waits(sock: socket.socket, seconds: float) -> None:
     limit = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))  # struct timeval
     for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
         sock.setsockopt(socket.SOL_SOCKET, option, limit)
-
-
-def at_once(coroutine: Coroutine[Any, Any, T]) -> T:
-    """The result of a coroutine that awaits nothing that waits."""
-    try:
-        coroutine.send(None)
-    except StopIteration as ended:
-        return cast(T, ended.value)
-    raise RuntimeError("it waits")

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from nbdfs.copying.direct.connection import at_once
+from nbdfs.copying.direct.blocking import at_once
 from nbdfs.copying.options import Counters
 from nbdfs.copying.plan import Kind, Piece, Planner
 from nbdfs.progress import Display, Progress
