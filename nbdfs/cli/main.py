@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import logging
 import os
@@ -11,7 +12,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import nbdfs
 import nbdfs.cli
@@ -21,6 +22,22 @@ from nbdfs.registry import nearest
 from nbdfs.spec import fold_captives
 
 log = logging.getLogger(__name__)
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Help as it is written, as wide as the terminal.
+
+    argparse makes one for each option that is added, and finds the width by a module that imports compression.
+    """
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=_columns() - 2)
+
+
+def _columns() -> int:
+    with contextlib.suppress(OSError, ValueError):
+        return int(os.environ.get("COLUMNS") or os.get_terminal_size(1).columns) or 80
+    return 80
 
 
 class Parser(argparse.ArgumentParser):
@@ -33,6 +50,11 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see {self.prog} --help)")
+
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        if action.option_strings and "--" in arg_strings:  # before Python 3.13 argparse takes the value away
+            raise UsageError(f"{action.option_strings[-1]}: '--' is no value (see {self.prog} --help)")
+        return super()._get_values(action, arg_strings)
 
     def long_options(self) -> dict[str, argparse.Action]:
         """The options by their long names, without the dashes."""
@@ -108,7 +130,7 @@ def parser_of(name: str) -> Parser:
         raise UsageError(f"there is no command '{name}'{nearest(name, commands())}")
     module = _load(name)
     parser = Parser(
-        prog=f"nbdfs {name}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=f"nbdfs {name}", description=module.__doc__, formatter_class=_Formatter
     )
     module.add_arguments(parser)
     parser.add_argument("--config", metavar="FILE", help="take stacks and mounts from this file alone")
