@@ -39,7 +39,7 @@ _GRACE = 3.0  # seconds that requests in flight get once the mount is detached
 # dirty pages, and writers of mappings wait at every turn.
 _READ_AHEAD = {True: 512, False: 4096}  # KiB; by whether all data is in memory
 _DIRTY_SHARE = 50  # percent
-_MAX_BACKGROUND = 64
+_MAX_BACKGROUND = 256  # requests that the kernel has under way ahead of readers and for aio, of all files together
 _HONEST_RANGE_SYNC = 45  # protocol minor from which sync_file_range(2) really waits for FUSE writes (Linux 6.16 on)
 
 

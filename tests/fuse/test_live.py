@@ -314,6 +314,22 @@ def test_a_stalled_source_holds_up_nobody(mount_data_plane: Mounter, tmp_path: P
             assert opening.wait(SECONDS) == 1
 
 
+def test_many_requests_that_wait_in_one_source_leave_room_for_others(mount_data_plane: Mounter, tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(bytes(4 << 20))
+    disks = Directory(mount_data_plane, first="dead=delay,read=1h::memory:1G")
+    disks.command("add", f"good=delay,read=1ms::{image}")
+    fio = ["fio", "--name=load", f"--filename={disks / 'dead'}", "--rw=randread", "--direct=1", "--ioengine=libaio",
+           "--iodepth=128", "--size=1G"]  # fmt: skip
+    with subprocess.Popen(fio, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as load:
+        try:
+            wait_until(lambda: disks.listed()["dead"]["read"]["requests"] == 128, "all requests at once")
+            subprocess.run(["cat", str(disks / "good")], check=True, stdout=subprocess.DEVNULL, timeout=SECONDS)
+            assert disks.mounted.stop() == 0
+        finally:
+            load.kill()
+
+
 def test_the_end_comes_though_clients_of_the_control_socket_stay(data_plane: Directory) -> None:
     path = socket_of(data_plane.mounted.process.pid)
     with connected(path), connected(path) as half:
