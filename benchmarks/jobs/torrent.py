@@ -6,6 +6,7 @@ Peers would look for the whole world, so the job runs in a network that ends at 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import tempfile
 import time
@@ -19,6 +20,7 @@ from tests.torrents import make_torrent, seeding, tracking
 ALONE = True
 _SIZE = 256 << 20
 _PIECE = 256 << 10
+_BOOT = Path(__file__).parent.parent / "data" / "iso_boot.json"  # recorded
 _MIDDLE = _SIZE // 2 + 3 * 4096
 
 Mounting = Callable[[Path, str], AbstractContextManager[str]]  # (torrent, folder) to the file of a mount
@@ -36,24 +38,10 @@ def _nbdfs(torrent: Path, home: str) -> AbstractContextManager[str]:
     return mounted([*NBDFS, "mount", f"torrent:{torrent}", f"{home}/file"], f"{home}/file")
 
 
-def _boot_pattern() -> Iterator[tuple[int, int]]:
-    """What a BIOS, a boot loader and a live system read of an ISO, as (offset, length)."""
-    import random
-
-    for sector in (16, 17, 18, 19, 20, 40, 41, 60):
-        yield sector * 2048, 2048
-    for start, length in ((3 << 20, 40 << 10), (8 << 20, 8 << 20), (20 << 20, 24 << 20)):
-        for at in range(start, start + length, 128 << 10):
-            yield at, min(128 << 10, start + length - at)
-    chance = random.Random(7)
-    for _ in range(60):
-        yield chance.randrange(48 << 20, _SIZE - (64 << 10)) // 4096 * 4096, 64 << 10
-
-
 def _boot(path: str, _: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        for offset, length in _boot_pattern():
+        for offset, length in json.loads(_BOOT.read_text())["reads"]:
             os.pread(descriptor, length, offset)
     finally:
         os.close(descriptor)
