@@ -33,7 +33,7 @@ def table(head: Sequence[str], lines: Iterable[Sequence[str]], numbers: Sequence
             for column, (text, wide) in enumerate(zip(line, widths, strict=False))
         ]
         before = "  ".join(columns) + "  "
-        shown.append((before + clipped(line[-1], max(width - len(before), 0) if width else 0)).rstrip())
+        shown.append((before + clipped(line[-1], max(width - len(before), 1) if width else 0)).rstrip())
     return shown
 
 
