@@ -52,7 +52,8 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} (see {self.prog} --help)")
 
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
-        if action.option_strings and "--" in arg_strings:  # before Python 3.13 argparse takes the value away
+        whole = action.nargs == argparse.REMAINDER  # the words of another command
+        if action.option_strings and "--" in arg_strings and not whole:  # argparse would take the value away
             raise UsageError(f"{action.option_strings[-1]}: '--' is no value (see {self.prog} --help)")
         return super()._get_values(action, arg_strings)
 
@@ -129,9 +130,7 @@ def parser_of(name: str) -> Parser:
     if name not in commands():
         raise UsageError(f"there is no command '{name}'{nearest(name, commands())}")
     module = _load(name)
-    parser = Parser(
-        prog=f"nbdfs {name}", description=module.__doc__, formatter_class=_Formatter
-    )
+    parser = Parser(prog=f"nbdfs {name}", description=module.__doc__, formatter_class=_Formatter)
     module.add_arguments(parser)
     parser.add_argument("--config", metavar="FILE", help="take stacks and mounts from this file alone")
     parser.add_argument("-v", "--verbose", action="count", default=0, help="say more; -vv also shows tracebacks")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from nbdfs.cli.main import main, parser_of
@@ -344,6 +344,8 @@ FILES = st.dictionaries(
 
 @settings(deadline=None)
 @given(FILES)
+@example({"mount": {"a": {"target": "\n"}}})
+@example({"mount": {"a": {"listen": "--"}}})
 def test_whatever_it_says_it_has_a_meaning_or_faults(tables: dict[str, object]) -> None:
     with tempfile.NamedTemporaryFile("w", suffix=".toml") as file:
         file.write("\n".join(f"{key} = {toml(value)}" for key, value in tables.items()))
