@@ -15,11 +15,10 @@ import trio
 
 from nbdfs.copying.digests import Hasher
 from nbdfs.copying.ends import Input, Output
-from nbdfs.copying.options import Counters
+from nbdfs.copying.options import Counters, reason
 from nbdfs.copying.plain import copy_range
 from nbdfs.copying.plan import Kind, Piece
 from nbdfs.copying.turns import Turns
-from nbdfs.errors import SourceError
 from nbdfs.progress import Progress
 from nbdfs.ranges import RangeSet, pieces
 from nbdfs.source import Backing
@@ -121,7 +120,7 @@ class Engine:
                 return await operation(*arguments)
             except OSError as error:
                 if not left or (error.errno in _FINAL and not getattr(error, "retryable", False)):
-                    raise CopyError(f"cannot {what} at byte {at}: {_reason(error)}") from error
+                    raise CopyError(f"cannot {what} at byte {at}: {reason(error)}") from error
             self.counters.retries += 1
             await trio.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE)
@@ -145,7 +144,3 @@ class Engine:
         start = max(self._due, trio.current_time())
         self._due = start + length / self.rate
         await trio.sleep_until(start)
-
-
-def _reason(error: OSError) -> str:
-    return str(error) if isinstance(error, SourceError) else error.strerror or str(error)

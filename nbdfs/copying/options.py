@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from nbdfs.errors import UsageError
+from nbdfs.errors import SourceError, UsageError
 from nbdfs.progress import Progress
 from nbdfs.ranges import RangeSet
 
@@ -66,6 +66,11 @@ class Begun:
 
     done: RangeSet = field(default_factory=RangeSet)
     counters: Counters = field(default_factory=Counters)
+
+
+def reason(error: OSError) -> str:
+    """Why a request failed, and where if that is known."""
+    return str(error) if isinstance(error, SourceError) else error.strerror or str(error)
 
 
 def incomplete(name: str, progress: Progress) -> str:

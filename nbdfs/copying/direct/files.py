@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from nbdfs.copying import files
 from nbdfs.copying.direct.work import Work
-from nbdfs.copying.options import CopyOptions
+from nbdfs.copying.options import CopyOptions, reason
 from nbdfs.copying.plain import STEP, copy_range
 from nbdfs.copying.plan import Planner
 from nbdfs.errors import UserError
@@ -72,7 +72,7 @@ class FileCopy:
             try:
                 copy_range(self._source, self._destination, offset, length)
             except OSError as error:
-                work.fail(f"cannot copy at byte {offset}: {error.strerror or error}")
+                work.fail(f"cannot copy at byte {offset}: {reason(error)}")
                 return
             work.arrived(piece, copied=length, zeroed=0)
 

@@ -81,6 +81,7 @@ class Lane:
         self._zeroes = destination.export.has(nbd.FLAG_SEND_WRITE_ZEROES)
         self._buffer = memoryview(mmap.mmap(-1, longest))
         self._dense = 0  # chunks since one had zeroes
+        self.ended = False  # its thread has left the connections to others
         self._pipe = (-1, -1)
 
     def run(self) -> None:
@@ -97,6 +98,7 @@ class Lane:
         finally:
             for fd in self._pipe:
                 os.close(fd)
+            self.ended = True
 
     def _go_on(self) -> None:
         while True:

@@ -98,7 +98,7 @@ class ExportCopy:
 
     def _flush(self) -> bool:
         """Flush the destination; False if no connection is left for that.  Raises OSError."""
-        for lane in self._lanes:
+        for lane in filter(lambda lane: lane.ended, self._lanes):
             try:
                 lane.flush()
             except LostError as error:

@@ -9,12 +9,12 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from nbdfs.copying.direct.blocking import at_once
-from nbdfs.copying.options import Counters
+from nbdfs.copying.options import Counters, reason
 from nbdfs.copying.plan import Kind, Piece, Planner
 from nbdfs.progress import Display, Progress
 from nbdfs.ranges import RangeSet
@@ -66,10 +66,10 @@ class Work:
             self.counters.zeroed += zeroed
             self.counters.skipped += piece.length - copied - zeroed
 
-    def fail(self, reason: str) -> None:
-        """One piece cannot be copied: the copy ends, for the first such reason."""
+    def fail(self, failure: str) -> None:
+        """One piece cannot be copied: the copy ends, for the first such failure."""
         with self._reporting:
-            self.failure = self.failure or reason
+            self.failure = self.failure or failure
         self._stopped.set()
 
     @property
@@ -94,26 +94,29 @@ class Work:
         pool = ThreadPoolExecutor(len(lanes))
         with self._heeding_signals(), unless_done(halt):
             running = [pool.submit(lane) for lane in lanes]
-            self._wait(running, display)
+            self._wait(running, display, enough=lambda: self.complete)  # a further lane may still wait to be let in
             if self.complete and not self.stopped:
+                self._wait(running[:1], display)
                 try:
                     (self.flushed,) = self._wait([pool.submit(flush)], display) or [False]
                 except OSError as error:
-                    self.fail(f"cannot flush the destination: {error.strerror or error}")
-            if self.stopped:
+                    self.fail(f"cannot flush the destination: {reason(error)}")
+            if self.stopped or not all(lane.done() for lane in running):
                 halt()
                 wait(running, _STOP_TIMEOUT)
         pool.shutdown(wait=False)
         if display:
             display.finish(self.progress, self.flushed)
 
-    def _wait(self, steps: Sequence[Future[T]], display: Display | None) -> list[T]:
-        """What the steps give, unless the copy is stopped meanwhile."""
+    def _wait(
+        self, steps: Sequence[Future[T]], display: Display | None, enough: Callable[[], bool] = lambda: False
+    ) -> list[T]:
+        """What the steps give that have come to their end before it is enough, or the copy is stopped."""
         waiting: Iterable[Future[T]] = steps
-        while waiting and not self.stopped:
+        while waiting and not self.stopped and not enough():
             if display:
                 display.show(self.progress)
-            waiting = wait(waiting, _INTERVAL).not_done
+            waiting = wait(waiting, _INTERVAL, FIRST_COMPLETED).not_done
         return [step.result() for step in steps if step.done()]
 
     @contextmanager
