@@ -20,6 +20,7 @@ from tests.fuse.babbler import babbling
 from tests.fuse.remote import MIB, captive, file, nbdfuse, overwrite
 from tests.interop.peers import listens, serving
 from tests.mounts import is_mounted, wait_until
+from tests.tools import command
 
 __all__ = ["certificates", "file"]
 
@@ -201,11 +202,14 @@ def test_holes_are_seen_and_copied_as_holes(file: Path, tmp_path: Path) -> None:
     assert (tmp_path / "copy").stat().st_blocks * 512 < MIB
 
 
-def test_a_file_system_in_a_loop_mount(file: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "server", [captive("memory", "64M"), ["[", *command("serve", "memory:64M"), "]"]], ids=["nbdkit", "ours"]
+)
+def test_a_file_system_in_a_loop_mount(file: Path, tmp_path: Path, server: list[str]) -> None:
     """L7 and complaint 20."""
     inside = tmp_path / "inside"
     inside.mkdir()
-    with nbdfuse(file, str(file), *captive("memory", "64M")):
+    with nbdfuse(file, str(file), *server):
         subprocess.run(["mkfs.ext4", "-q", "-F", str(file)], check=True)
         subprocess.run(["mount", "-o", "loop", str(file), str(inside)], check=True, timeout=30)
         try:

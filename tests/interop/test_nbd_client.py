@@ -27,6 +27,7 @@ from nbdfs.spec import Segment, Spec
 from nbdfs.stack import open_stack
 from tests.certificates import certificates
 from tests.interop.peers import listens
+from tests.tools import command
 
 __all__ = ["certificates"]
 
@@ -280,8 +281,13 @@ async def test_a_cancelled_reader_is_released_at_once_and_others_go_on() -> None
         await source.flush()
 
 
-async def test_a_thousand_reconnects(tmp_path: Path) -> None:
-    async with AsyncServer(tmp_path, ["nbdkit", "-f", "-U", "{}", "memory", "1M"]):
+@pytest.mark.parametrize(
+    "argv",
+    [["nbdkit", "-f", "-U", "{}", "memory", "1M"], command("serve", "memory:1M", "-U", "{}")],
+    ids=["nbdkit", "ours"],
+)
+async def test_a_thousand_reconnects(tmp_path: Path, argv: list[str]) -> None:
+    async with AsyncServer(tmp_path, argv):
         async with open_stack(f"nbd,connections=1,readahead=0::nbd+unix:///?socket={tmp_path}/socket") as source:
             client = source.below.client  # type: ignore[attr-defined]
             for number in range(1000):
