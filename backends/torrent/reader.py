@@ -108,6 +108,7 @@ class ReadAhead:
         self._file = file
         self._streams: deque[_Stream] = deque(maxlen=_STREAMS)  # the one read last at the end
         self._largest = _LARGEST_WINDOW
+        torrent.in_crowd.append(self.in_crowd)
         if torrent.room:
             self._largest = min(self._largest, torrent.room * torrent.metainfo.piece_length // 2)
 
@@ -131,8 +132,16 @@ class ReadAhead:
         if stream.next + stream.window > stream.asked + stream.window // 4 or stream.top < end:
             self._advance(stream, end)
 
+    def in_crowd(self) -> None:
+        """Other readers have come: what was to be read next is no longer enough for each to fetch something else."""
+        for stream in self._streams:
+            if stream.window:
+                stream.window = max(stream.window, min(_CROWD_WINDOW, self._largest))
+                self._advance(stream, self._torrent.pieces(self._file, stream.next - 1, 1).stop)
+
     def close(self) -> None:
         """Want nothing any more."""
+        self._torrent.in_crowd.remove(self.in_crowd)
         while self._streams:
             self._torrent.release(self._streams.pop().claimed)
 

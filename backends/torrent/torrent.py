@@ -24,7 +24,7 @@ import logging
 import math
 import random
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -40,7 +40,7 @@ from nbdfs.source import Fetching
 
 log = logging.getLogger(__name__)
 
-_SHORT_QUEUE = 1  # seconds of requests under way in a crowd: what is urgent waits behind them
+_SHORT_QUEUE = 0  # seconds of requests under way in a crowd, the least: what is asked for may come from another reader
 _TICK = 1.0  # seconds between two looks at peers, limits and resume data
 _GLANCE = 0.1  # seconds between two looks at who is connected, while somebody waits
 _SAVE_EVERY = 60  # ticks
@@ -67,6 +67,7 @@ class Torrent:
         self.here = bytearray(metainfo.pieces)
         self.timeout: float = options.timeout
         self.crowd = 0  # peers that are reading too
+        self.in_crowd: list[Callable[[], None]] = []  # called when there are some
         self._crowd_since = math.inf
         self._session = session
         self._params = params
@@ -391,6 +392,8 @@ class Torrent:
             for piece in self._claims:
                 if not self.here[piece] and not self._waiting[piece]:
                     self._want_politely(piece)
+            for listener in self.in_crowd:
+                listener()
 
     def _choose_order(self) -> None:
         """In which order what has no deadline is fetched.

@@ -270,8 +270,9 @@ async def test_luks_over_a_torrent(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-async def test_eight_readers_ask_a_slow_seeder_for_hardly_more_than_one_image(tmp_path: Path) -> None:
-    content = noise(24 << 20)
+@pytest.mark.parametrize("size", [16 << 20, 24 << 20])
+async def test_eight_readers_ask_a_slow_seeder_for_hardly_more_than_one_image(tmp_path: Path, size: int) -> None:
+    content = noise(size)
     write_files(tmp_path, {"disk.img": content})
     finished = 0
 
