@@ -1,34 +1,23 @@
 """Exports that come and go while the process runs.
 
-Each source is opened, kept and closed by a task of its own, and many at once: one that is dead or slow holds up neither
-the opening nor the closing of another.  A removed export takes no new users; its source is flushed and closed when the
-last one has let go (see `nbdfs.export`).
+A removed export takes no new users; its source is flushed and closed when the last one has let go (see `nbdfs.export`).
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import Protocol
 
 import trio
 
 from nbdfs import supervise
-from nbdfs.checked import Checked
-from nbdfs.errors import UsageError, UserError
+from nbdfs.errors import UserError
 from nbdfs.export import Export
 from nbdfs.names import check_free, check_name
 from nbdfs.nursery import serving_nursery
-from nbdfs.registry import OpenContext
-from nbdfs.source import CLOSE_TIMEOUT, Source
-from nbdfs.stack import Plan, behind_door, open_stack
-
-log = logging.getLogger(__name__)
-
-_AT_ONCE = 64  # sources being opened
-_FLUSH_TIMEOUT = 60.0  # seconds for the last flush of a source
-
+from nbdfs.open_sources import Manner, OpenSources
+from nbdfs.stack import Plan
 
 Facts = Mapping[str, object]  # what JSON can hold, by name
 
@@ -58,17 +47,11 @@ class FrontEnd(Protocol):
 class Exports:
     """The exports of a process, by name in the order in which they came.  `opened` makes one."""
 
-    def __init__(self, nursery: trio.Nursery, *, readonly: bool, allow_empty: bool, metered: bool) -> None:
-        self._nursery = nursery
-        self._readonly = readonly
-        self._allow_empty = allow_empty
-        self._metered = metered
+    def __init__(self, nursery: trio.Nursery, manner: Manner) -> None:
+        self._sources = OpenSources(nursery, manner, self._failed)
         self._exports: dict[str, Export] = {}
-        self._alive: set[Export] = set()  # whatever has a task
         self._coming: set[str] = set()
         self._front_ends: list[FrontEnd] = []
-        self._turns = trio.CapacityLimiter(_AT_ONCE)
-        self._failures: list[str] = []
 
     def __iter__(self) -> Iterator[Export]:
         """Those that are offered."""
@@ -83,37 +66,21 @@ class Exports:
     @property
     def leaving(self) -> list[Export]:
         """Those that were removed and are in use still."""
-        return sorted((export for export in self._alive if export.removed), key=lambda export: export.name)
+        return sorted((export for export in self._sources.exports if export.removed), key=lambda export: export.name)
 
     async def open_all(self, plans: Mapping[str, Plan]) -> None:
         """Open what a command line names, all at once.  Raises the first UserError, with nothing left open."""
-        opened: dict[str, Export] = {}
-        failures: list[UserError] = []
-
-        async def open_one(name: str, planned: Plan) -> None:
-            try:
-                opened[name] = await self._open(name, planned)
-            except UserError as error:
-                failures.append(error)
-                nursery.cancel_scope.cancel()
-
-        async with trio.open_nursery() as nursery:
-            for name, planned in plans.items():
-                nursery.start_soon(open_one, name, planned)
-        if failures:
-            raise failures[0]
-        self._exports |= {name: opened[name] for name in plans}  # in the order of the command line
+        self._exports |= {export.name: export for export in await self._sources.open_all(plans)}
 
     async def open_tree(self, planned: Plan) -> None:
         """Open a source that has several files, each an export."""
-        for export in await self._nursery.start(self._keep, self._tree(planned), name=str(planned)):
-            self._exports[export.name] = export
+        self._exports |= {export.name: export for export in await self._sources.open_tree(planned)}
 
     async def add(self, name: str, planned: Plan) -> Export:
         """Open a source and offer it.  Raises UserError; nothing has changed then."""
         self._check(name)
         with self._reserved(name):
-            export = await self._open(name, planned)
+            export = await self._sources.open(name, planned)
             self._exports[name] = export
             for front_end in self._front_ends:
                 await front_end.show(export)
@@ -126,7 +93,7 @@ class Exports:
         """
         old = self[name]
         self._check(name)
-        export = await self._open(name, planned)
+        export = await self._sources.open(name, planned)
         if old.removed:
             export.release()
             raise UserError(f"'{name}' was removed meanwhile")
@@ -171,6 +138,10 @@ class Exports:
         await self._take_away(export)
         return export
 
+    async def _failed(self, export: Export) -> None:
+        if self._exports.get(export.name) is export:
+            await self._take_away(export)
+
     async def _take_away(self, export: Export) -> None:
         del self._exports[export.name]
         export.removed = True
@@ -199,16 +170,11 @@ class Exports:
 
     async def close(self) -> None:
         """Flush and close everything, whoever uses it."""
-        everything = list(self._alive)
-        for export in everything:
-            export.unused.set()
-        for export in everything:
-            await export.closed.wait()
+        await self._sources.close()
 
     def check_flushed(self) -> None:
         """Raise UserError if the last flush of a source failed."""
-        if self._failures:
-            raise UserError(f"the last flush failed, data may be lost: {'; '.join(self._failures)}")
+        self._sources.check_flushed()
 
     def _check(self, name: str) -> None:
         if name:
@@ -225,101 +191,16 @@ class Exports:
         finally:
             self._coming.discard(name)
 
-    # The task of a source.
-
-    async def _open(self, name: str, planned: Plan) -> Export:
-        async with self._turns:
-            (export,) = await self._nursery.start(self._keep, self._stack(name, planned), name=str(planned))
-        assert isinstance(export, Export)
-        return export
-
-    async def _keep(
-        self,
-        opening: AbstractAsyncContextManager[list[Export]],
-        *,
-        task_status: trio.TaskStatus[list[Export]],
-    ) -> None:
-        """Open a source, keep it until nobody holds its exports, flush and close it.
-
-        Once open it is closed in order even if everything around it is cancelled; its time for that is bounded.
-        """
-        exports: list[Export] = []
-        try:
-            with trio.CancelScope() as scope:
-                async with opening as exports:
-                    await trio.lowlevel.checkpoint_if_cancelled()  # from here on `started` is sure to be heard
-                    for export in exports:
-                        export.hold()
-                    self._alive.update(exports)
-                    task_status.started(exports)
-                    scope.shield = True
-                    for export in exports:
-                        await export.unused.wait()
-                    scope.deadline = trio.current_time() + _FLUSH_TIMEOUT + CLOSE_TIMEOUT
-                    for export in exports:
-                        await self._flush(export)
-            if scope.cancelled_caught:
-                log.error("%s: was not closed in time", exports[0].description)
-        except Exception:
-            if not self._alive.intersection(exports):
-                raise
-            log.exception("%s failed", exports[0].description)
-            for export in exports:
-                if self._exports.get(export.name) is export:
-                    await self._take_away(export)
-        finally:
-            for export in exports:
-                self._alive.discard(export)
-                export.closed.set()
-
-    async def _flush(self, export: Export) -> None:
-        if not export.source.writable:
-            return
-        failure = f"not done within {_FLUSH_TIMEOUT:g} s"
-        with trio.move_on_after(_FLUSH_TIMEOUT):
-            try:
-                await export.source.flush()
-            except OSError as error:
-                failure = str(error)
-            else:
-                return
-        log.error("%s: the last flush failed, data may be lost: %s", export.description, failure)
-        self._failures.append(f"{export.description}: {failure}")
-
-    @asynccontextmanager
-    async def _stack(self, name: str, planned: Plan) -> AsyncIterator[list[Export]]:
-        async with open_stack(planned, readonly=self._readonly, metered=self._metered) as source:
-            if not source.info.size and not self._allow_empty:
-                raise UserError(f"{planned} is empty: a device of 0 bytes cannot be used")
-            yield [Export(name, source, str(planned))]
-
-    @asynccontextmanager
-    async def _tree(self, planned: Plan) -> AsyncIterator[list[Export]]:
-        open_tree = planned.source.open_tree
-        if open_tree is None or planned.layers:
-            raise UsageError(f"{planned} has no files of its own: write NAME=SPEC for a file in a directory")
-        context = OpenContext(self._readonly, lambda text: open_stack(text, readonly=self._readonly))
-        async with open_tree(planned.argument, planned.options, context) as sources:
-            yield [
-                Export(name, self._behind_door(planned, source), f"{planned}: {name}")
-                for name, source in sources.items()
-            ]
-
-    def _behind_door(self, planned: Plan, source: Source) -> Checked:
-        return behind_door(planned.source.name, source, readonly=self._readonly, metered=self._metered)
-
 
 @asynccontextmanager
 async def opened(*, readonly: bool = False, allow_empty: bool = False, metered: bool = False) -> AsyncIterator[Exports]:
     """Exports for the block; at its end, and however it ends, all of them are flushed and closed.
 
-    `readonly` opens every source without write access; `allow_empty` takes devices of 0 bytes;
-    `metered` counts and times what their layers do.
-    Raises UserError if a flush failed.
+    The arguments are those of `Manner`.  Raises UserError if a flush failed.
     """
     supervise.allow_many_files()
     async with serving_nursery() as nursery:
-        exports = Exports(nursery, readonly=readonly, allow_empty=allow_empty, metered=metered)
+        exports = Exports(nursery, Manner(readonly, allow_empty, metered))
         try:
             yield exports
         finally:
