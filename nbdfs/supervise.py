@@ -72,12 +72,6 @@ def reload_requests() -> Iterator[AsyncIterator[int]]:
         signal.signal(signal.SIGHUP, before)
 
 
-async def until_stopped() -> None:
-    """Return when the process is asked to stop."""
-    with stop_requests() as stopped:
-        await stopped()
-
-
 def allow_many_files() -> None:
     """Raise the limit on open descriptors as far as we may: each source takes a few."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -58,16 +58,11 @@ def read_command(document: Document, kind: str, name: str, table: Mapping[str, A
     path = (kind, name)
     parser = _parser(kind)
     actions = {key: action for key, action in parser.long_options().items() if key not in _NOT_HERE}
-    known = {
-        "source": "",
-        "files": "a table",
-        **({"target": "text"} if kind == "mount" else {}),
-        **dict.fromkeys(actions, ""),
-    }
+    known = {"source": "", "files": "a table", **_OWN[kind], **dict.fromkeys(actions, "")}
     given = check_keys(document, path, table, known)
     if ("source" in table) == ("files" in table):
         document.blame(path, f'\'{kind}.{name}\' needs either source = "SPEC" or files = {{NAME = "SPEC", ...}}')
-    if kind == "mount" and "target" not in table:
+    if "target" in _OWN[kind] and "target" not in table:
         document.blame(path, f"'{kind}.{name}' needs target = \"/FILE/TO/COVER\"")
     files = _files(document, path, given)
     target = _target(document, path, given)
@@ -76,12 +71,6 @@ def read_command(document: Document, kind: str, name: str, table: Mapping[str, A
         if key in actions:
             options += _option(document, (*path, key), parser, actions[key], value)
     return Command(kind, name, files, tuple(options), target)
-
-
-def option_words(kind: str, key: str, value: object) -> list[str]:
-    """The words on the command line of `kind` for an option and its value.  Raises UsageError."""
-    actions = _parser(kind).long_options()
-    return list(_words(key, actions[key], value))
 
 
 @functools.cache

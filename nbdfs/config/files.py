@@ -89,7 +89,7 @@ def chosen_file() -> str:
 
 def current() -> Config:
     """What the files say now.  Raises ConfigError if one of them is wrong, UserError if it cannot be read."""
-    files = tuple(_chosen) or tuple(file for file in _standard_files() if os.path.exists(file))
+    files = _files()
     config = _known(files, tuple(_stamp(file) for file in files))
     if config.faults:
         raise ConfigError(config.faults)
@@ -98,10 +98,16 @@ def current() -> Config:
 
 def examine(files: Sequence[str] = ()) -> Config:
     """What some files say, or else the usual ones, with all that is wrong.  Raises UserError if one cannot be read."""
-    chosen = tuple(files) or tuple(_chosen) or tuple(file for file in _standard_files() if os.path.exists(file))
+    chosen = tuple(files) or _files()
     for file in chosen:
         _stamp(file)
     return _examined(chosen)
+
+
+def _files() -> tuple[str, ...]:
+    """The files that are read.  The system's may be for root alone: others do without."""
+    there = [file for file in _standard_files() if os.path.exists(file)]
+    return tuple(_chosen) or tuple(file for file in there if file != SYSTEM or os.access(file, os.R_OK))
 
 
 def _standard_files() -> list[str]:

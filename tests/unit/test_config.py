@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +19,8 @@ from nbdfs.errors import UsageError, UserError
 from nbdfs.names import named_plans
 from nbdfs.source import read
 from nbdfs.stack import open_stack, plan
+from tests.conftest import ROOT
+from tests.mounts import NOBODY
 from tests.unit.test_config_reader import toml
 
 Write = Callable[[str], str]
@@ -210,6 +214,26 @@ def test_names_of_the_user_come_before_those_of_the_system(tmp_path: Path, monke
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     assert current().stacks == {"a": "ones:1", "b": "conf:a", "c": "conf:b"}
     assert current().resolved("cow::conf:c") == ("cow::conf:c", "conf:b", "conf:a", "ones:1")
+
+
+@pytest.mark.root
+def test_a_file_of_the_system_for_root_alone(nobody_path: Path, unprivileged: list[str]) -> None:
+    system, user = nobody_path / "system.toml", nobody_path / "nbdfs.toml"
+    system.write_text('[stack.a]\nspec = "zero:1M"\n')
+    user.write_text('[stack.b]\nspec = "zero:1M"\n')
+    script = f"from nbdfs.config import files; files.SYSTEM = {str(system)!r}\nprint(*files.current().stacks)"
+
+    def stacks() -> str:
+        words = [*unprivileged, sys.executable, "-c", script]
+        env = {**os.environ, "XDG_CONFIG_HOME": str(nobody_path)}
+        return subprocess.run(words, env=env, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+    if len(unprivileged) > 4:
+        pytest.skip("other users cannot run this Python")
+    os.chown(user, NOBODY, NOBODY)
+    assert stacks() == "a b"
+    system.chmod(0o600)
+    assert stacks() == "b"
 
 
 def test_without_a_home_there_is_the_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
