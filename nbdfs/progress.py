@@ -139,7 +139,7 @@ async def showing(progress: Shown, display: Shows[Shown] | None) -> AsyncIterato
     import trio
 
     complete = False
-    display = _Patient(display)
+    display = Patient(display)
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_keep_showing, progress, display)
@@ -150,7 +150,7 @@ async def showing(progress: Shown, display: Shows[Shown] | None) -> AsyncIterato
         display.finish(progress, complete)
 
 
-class _Patient(Generic[Shown]):
+class Patient(Generic[Shown]):
     """A display that may lose who looks at it: a closed pipe or terminal must not end the work that is shown."""
 
     def __init__(self, display: Shows[Shown]) -> None:

@@ -86,6 +86,25 @@ def same_start(image: Path, there: Path) -> bool:
     return there.read_bytes()[: len(content)] == content
 
 
+def test_zeroes_are_not_sent_to_what_is_blank(image: Path, folders: tuple[Path, Path]) -> None:
+    with (
+        nbdkit(folders[0], "--filter=noextents", "file", str(image)) as one,
+        nbdkit(folders[1], "--filter=error", "memory", "8M", "error-zero-rate=1") as two,
+    ):
+        assert summary("--destination-is-zero", "--request-size=256k", one, two)["zeroed"] > 3 * MIB
+        assert same(image, two)
+
+
+def test_a_reader_of_progress_that_goes_away_ends_nothing(folders: tuple[Path, Path]) -> None:
+    with nbdkit(folders[0], "pattern", "4M") as one, nbdkit(folders[1], "memory", "4M") as two:
+        reading, writing = os.pipe()
+        os.close(reading)
+        copy = subprocess.run(command("copy", f"--progress={writing}", one, two), pass_fds=[writing], timeout=TIMEOUT)
+        os.close(writing)
+        assert copy.returncode == 0
+        assert same(one, two)
+
+
 def test_a_server_that_answers_reads_with_holes(image: Path, folders: tuple[Path, Path]) -> None:
     path = folders[0] / "qemu.sock"
     qemu = subprocess.Popen(["qemu-nbd", "-t", "-f", "raw", "-r", "-k", path, image])

@@ -133,7 +133,7 @@ class Lane:
         elif request.command == nbd.CMD_READ:
             move: _Move = request.note
             self._check(request, "read")
-            if move.chunks.total < move.piece.length and not self._blank:
+            if move.chunks.total < move.piece.length:
                 start = move.piece.offset
                 for first, last, data in move.chunks.runs(start, start + move.piece.length):
                     if not data:
@@ -191,6 +191,8 @@ class Lane:
     def _zero(self, move: _Move, offset: int, length: int) -> None:
         """Zero a range, by sending zeroes if the server has no other way."""
         move.zeroed += length
+        if self._blank:
+            return
         if self._zeroes:
             move.waiting += 1
             self._destination.begin(Request(nbd.CMD_WRITE_ZEROES, offset, length, note=move))

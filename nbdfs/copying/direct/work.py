@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from nbdfs.copying.direct.blocking import at_once
 from nbdfs.copying.options import Counters, reason
 from nbdfs.copying.plan import Kind, Piece, Planner
-from nbdfs.progress import Display, Progress
+from nbdfs.progress import Display, Patient, Progress
 from nbdfs.ranges import RangeSet
 from nbdfs.undo import unless_done
 
@@ -91,6 +91,7 @@ class Work:
 
         On a signal or a failure `halt` wakes who waits.
         """
+        display = Patient(display) if display else None
         pool = ThreadPoolExecutor(len(lanes))
         with self._heeding_signals(), unless_done(halt):
             running = [pool.submit(lane) for lane in lanes]
