@@ -21,7 +21,7 @@ import types
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import trio
 
@@ -134,8 +134,8 @@ class _Rest:
         self.send = coroutine.send
         self.throw = coroutine.throw
 
-    def __await__(self) -> Iterator[Any]:
-        return self
+    def __await__(self) -> Generator[Any, Any, None]:
+        return cast("Generator[Any, Any, None]", self)
 
     def __iter__(self) -> Iterator[Any]:
         return self
@@ -203,7 +203,7 @@ def park(place: Callable[[Wake], None], abort: Callable[[], None]) -> Generator[
         return trio.lowlevel.Abort.SUCCEEDED
 
     place(lambda: trio.lowlevel.reschedule(task))
-    yield from trio.lowlevel.wait_task_rescheduled(aborted)  # type: ignore[misc] # noqa: ASYNC105
+    yield from trio.lowlevel.wait_task_rescheduled(aborted)  # noqa: ASYNC105
 
 
 @types.coroutine
