@@ -12,8 +12,9 @@ from types import TracebackType
 
 from tests.conftest import ROOT
 
-_BOOT = 180.0  # seconds, also where the machine is emulated
-_END = 120.0  # seconds for the guest to shut down
+_BOOT = 300.0  # seconds, also where the machine is emulated, beside other work
+_PATIENCE = 180.0  # seconds for what takes a few
+_END = 180.0  # seconds for the guest to shut down
 _BUILD = 600.0  # seconds, if the guest is not built yet
 
 
@@ -57,7 +58,7 @@ class Guest:
         """What the console showed since the last boot."""
         return self.console.read_text(errors="replace") if self.console.exists() else ""
 
-    def attempt(self, script: str, *, seconds: float = 60.0) -> tuple[int, str]:
+    def attempt(self, script: str, *, seconds: float = _PATIENCE) -> tuple[int, str]:
         """Run a shell script as root, which ends at the first command that fails: exit status, and all it printed."""
         assert self._connection, "the guest is off"
         self._connection.settimeout(seconds)
@@ -75,7 +76,7 @@ class Guest:
         output = fresh.partition("\n")[2] if late else fresh
         return int(status), base64.b64decode(output).decode(errors="replace")
 
-    def run(self, script: str, *, seconds: float = 60.0) -> str:
+    def run(self, script: str, *, seconds: float = _PATIENCE) -> str:
         """As `attempt`, for a script that must succeed: what it printed."""
         status, output = self.attempt(script, seconds=seconds)
         if status:
@@ -83,7 +84,7 @@ class Guest:
             raise AssertionError(f"{script}\nexit status {status}: {output}\nthe journal:\n{journal}")
         return output.strip()
 
-    def until(self, condition: str, *, seconds: float = 60.0) -> None:
+    def until(self, condition: str, *, seconds: float = _PATIENCE) -> None:
         """Wait until a shell command succeeds."""
         loop = f"until {condition}; do [ $(date +%s) -lt $end ]; sleep 0.2; done"
         self.run(f"end=$(($(date +%s) + {seconds:.0f})); {loop}", seconds=seconds + 30)
