@@ -55,12 +55,8 @@ def end(path: str, *, lazy: bool = False) -> None:
 def _process(target: str) -> int | None:
     """A descriptor of the process that serves a mount, if it tells."""
     os.stat(target)
-    name = "user.nbdfs.pid"
-    path = target
-    if os.path.isdir(target):
-        path = next((os.path.join(top, file) for top, _, files in os.walk(target) for file in files), target)
     with contextlib.suppress(OSError, ValueError):
-        return os.pidfd_open(int(os.getxattr(path, name)))
+        return os.pidfd_open(int(os.getxattr(target, "user.nbdfs.pid")))
     return None
 
 

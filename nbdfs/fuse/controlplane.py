@@ -251,9 +251,8 @@ class ControlPlane(pyfuse3.Operations):
 
     def _attributes_of(self, inode: int) -> dict[bytes, bytes]:
         node = self._tree[inode]
-        if not isinstance(node, File):
-            return {}
-        return {f"user.nbdfs.{key}".encode(): os.fsencode(value) for key, value in self._attributes(node).items()}
+        found = self._attributes(node) if isinstance(node, File) else {"pid": str(os.getpid())}
+        return {f"user.nbdfs.{key}".encode(): os.fsencode(value) for key, value in found.items()}
 
     def _new_handle(self, node: Node, writes: bool) -> int:
         handle, self._next_handle = self._next_handle, self._next_handle + 1

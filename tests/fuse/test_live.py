@@ -209,6 +209,13 @@ def _added(directory: Directory, spec: str, *words: str) -> str:
     return directory.complaint(*words)
 
 
+def test_an_empty_mount_ends_as_any_other(data_plane: Directory) -> None:
+    data_plane.command("remove", "first")
+    assert data_plane.names() == []
+    data_plane.mounted.umount()
+    assert data_plane.mounted.process.poll() == 0, "umount waits for the process, though no file tells which one it is"
+
+
 @pytest.mark.root
 def test_a_file_with_a_mount_on_it_is_not_removed(data_plane: Directory) -> None:
     file = str(data_plane / "first")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nbdfs.control import place, protocol
@@ -49,6 +49,7 @@ def parse_error(line: bytes) -> tuple[int, str]:
     return error.value.code, str(error.value)
 
 
+@settings(max_examples=50)
 @given(st.text(), st.dictionaries(st.text(), JSON), st.none() | st.integers() | st.text())
 def test_requests_and_results_come_back_as_they_were(method: str, params: dict[str, object], number: int | str) -> None:
     request = Request(method, params, number)
