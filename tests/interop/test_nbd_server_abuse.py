@@ -6,6 +6,7 @@ import contextlib
 import os
 import struct
 import time
+from pathlib import Path
 
 import pytest
 
@@ -140,12 +141,13 @@ def test_idle_client_is_dropped_where_that_is_asked_for(serve: Server) -> None:
     assert "idle for too long" in serving.logged()
 
 
-def test_orderly_stop_answers_what_is_in_flight(serve: Server) -> None:
-    serving = serve("delay,read=1.5::memory:1M")
+def test_orderly_stop_answers_what_is_in_flight(serve: Server, tmp_path: Path) -> None:
+    log = tmp_path / "requests"
+    serving = serve(f"log,file={log}::delay,read=1.5::memory:1M")
     with raw(serving) as sock:
         enter(sock)
         sock.sendall(request(nbd.CMD_READ, 0, 512))
-        time.sleep(0.5)
+        wait_for(lambda: " Read " in log.read_text(), "the request is not there")
         serving.process.terminate()
         assert struct.unpack(">IIQ", receive(sock, 16)) == (nbd.SIMPLE_REPLY_MAGIC, 0, 7)
         receive(sock, 512)
@@ -167,7 +169,7 @@ def test_two_hundred_idle_clients_cost_little(serve: Server) -> None:
             assert serving.resident() - before < 20 << 20
             cpu = _cpu(serving)
             time.sleep(1)
-            assert _cpu(serving) - cpu <= 1
+            assert _cpu(serving) - cpu < 20  # whoever polls takes all 100
 
 
 def _cpu(serving: Serving) -> int:
