@@ -48,6 +48,12 @@ def sync_file_range(descriptor: int, offset: int, length: int) -> None:
     _checked(result, "")
 
 
+def start_writeback(descriptor: int, offset: int, length: int) -> None:
+    """sync_file_range(2): have the kernel begin to write dirty pages of the range back; waits for nothing."""
+    result = _libc.sync_file_range(descriptor, ctypes.c_int64(offset), ctypes.c_int64(length), ctypes.c_uint(2))
+    _checked(result, "")
+
+
 def die_with_parent(number: signal.Signals = signal.SIGKILL) -> None:
     """prctl(2): have the calling process sent a signal when the thread that started it ends.  Survives execve(2)."""
     _checked(_libc.prctl(ctypes.c_int(PR_SET_PDEATHSIG), ctypes.c_ulong(number), 0, 0, 0), "")
