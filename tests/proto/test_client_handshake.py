@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from nbdfs.nbd.proto import constants as nbd
 from nbdfs.nbd.proto.answers import RemoteExport, ServerFacts
-from nbdfs.nbd.proto.client_handshake import ClientHandshake
+from nbdfs.nbd.proto.client_handshake import MOST_WANTED, ClientHandshake
 from nbdfs.nbd.proto.client_states import State
 from nbdfs.nbd.proto.events import ProtocolError
 from nbdfs.nbd.proto.handshake import Policy, ServerHandshake
@@ -59,7 +59,7 @@ class Conversation:
         self.machine = ClientHandshake(tls=tls, extended=extended)
         self.said = b""
         self._purpose: str | None = purpose
-        self._received = Input()
+        self._received = Input(MOST_WANTED)
 
     def hear(self, stream: bytes, cuts: list[int]) -> None:
         places = [0, *sorted(cuts), len(stream)]
@@ -173,6 +173,18 @@ def test_a_list_split_at_every_byte() -> None:
         talk = Conversation(purpose="list")
         talk.hear(server, [cut])
         assert talk.machine.exports == [("a", "one"), ("", "")]
+
+
+def test_the_longest_reply_fits_and_a_longer_one_is_refused() -> None:
+    for length in (MOST_WANTED, MOST_WANTED + 1):
+        server = GREETED + reply(nbd.OPT_LIST, nbd.REP_SERVER, string("a") + b"x" * (length - 5)) + ack(nbd.OPT_LIST)
+        talk, at = Conversation(purpose="list"), 0
+        with pytest.raises(ProtocolError) if length > MOST_WANTED else contextlib.nullcontext():
+            while talk.machine.listening:
+                wanted = talk.machine.wanted
+                talk.hear(server[at : at + wanted], [])
+                at += wanted
+            assert talk.machine.exports == [("a", "x" * (length - 5))]
 
 
 def test_nothing_is_wanted_that_may_not_belong_to_the_handshake() -> None:
