@@ -81,6 +81,11 @@ class RangeSet:
         self._starts[first:last] = [start]
         self._ends[first:last] = [end]
 
+    def update(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """Add each [start, end)."""
+        for start, end in ranges:
+            self.add(start, end)
+
     def remove(self, start: int, end: int) -> None:
         """Take [start, end) out."""
         if start >= end:

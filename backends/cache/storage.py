@@ -29,6 +29,7 @@ from nbdfs.errors import UserError
 from nbdfs.ranges import align_up
 from nbdfs.scratch import Scratch, memory_scratch, unnamed_scratch
 from nbdfs.source import SourceInfo
+from nbdfs.undo import unless_done
 
 log = logging.getLogger(__name__)
 
@@ -153,16 +154,14 @@ def _open_kept(directory: str, info: SourceInfo, block: int) -> Storage | None:
         return None
     name = hashlib.sha256(info.description.encode()).hexdigest()[:32]
     descriptor = os.open(f"{directory}/{name}.cache", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        header = _read_header(descriptor, info, block) or _make(descriptor, info, block)
-    except BlockingIOError:
-        os.close(descriptor)
-        log.warning("%s: its cache is in use by another process; this one has a cache of its own", info.description)
-        return None
-    except BaseException:
-        os.close(descriptor)
-        raise
+    with unless_done(lambda: os.close(descriptor)):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            header = _read_header(descriptor, info, block) or _make(descriptor, info, block)
+        except BlockingIOError:
+            os.close(descriptor)
+            log.warning("%s: its cache is in use by another process; this one has a cache of its own", info.description)
+            return None
     return Storage(Scratch(descriptor, info.size, start=header.content), block, header)
 
 

@@ -12,6 +12,7 @@ import trio
 from nbdfs.backends.cache.blocks import Blocks, joined
 from nbdfs.ranges import pieces
 from nbdfs.source import Source
+from nbdfs.undo import unless_done
 
 _AT_ONCE = 1 << 20  # bytes
 _WRITERS = 8  # under way at once
@@ -61,10 +62,7 @@ class WriteBack:
         start, end = self._blocks.bounds(first, last)
         with self._blocks.pinned(first, last):
             self._blocks.dirty.difference_update(range(first, last))
-            try:
+            with unless_done(lambda: self._blocks.dirty.update(range(first, last))):
                 content = memoryview(bytearray(end - start))
                 await self._blocks.storage.scratch.read_into(content, start)
                 await self._below.pwrite(content, start)
-            except BaseException:
-                self._blocks.dirty.update(range(first, last))
-                raise

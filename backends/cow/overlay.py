@@ -34,6 +34,7 @@ import trio
 from nbdfs.errors import UserError
 from nbdfs.ranges import RangeSet, align_up
 from nbdfs.scratch import Scratch, memory_scratch, temporary_directory, unnamed_scratch
+from nbdfs.undo import unless_done
 
 _MAGIC = b"nbdfs cow\0\0\0\0\0\0\0"
 _HEADER = struct.Struct("<16s II QQQ 32s 32s")  # magic, version, flags, block, size, content, identity, beginning
@@ -122,15 +123,11 @@ class Overlay:
             return
         async with self._flushing:  # whoever comes second must not return before the bits of the first are durable
             fresh, self._fresh = self._fresh, RangeSet()
-            try:
+            with unless_done(lambda: self._fresh.update(fresh)):
                 await self.content.sync()
                 if len(fresh):
                     await trio.to_thread.run_sync(self._write_bits, fresh)
                     await self.content.sync()
-            except BaseException:
-                for start, end in fresh:
-                    self._fresh.add(start, end)
-                raise
 
     def _write_bits(self, fresh: RangeSet) -> None:
         for start, end in fresh:
@@ -205,18 +202,15 @@ def open_overlay(
         descriptor = os.open(path, access | create | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise UserError(f"overlay: {path}: {error.strerror}") from error
-    try:
-        fcntl.flock(descriptor, (fcntl.LOCK_SH if readonly else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        if create and os.fstat(descriptor).st_size == 0:
-            return _made(descriptor, path, base, block)
-        overlay = _loaded(descriptor, path, base, readonly)
-        _bind(overlay, path, base, accept, committing)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise UserError(f"the overlay {path} is in use by another process") from None
-    except BaseException:
-        os.close(descriptor)
-        raise
+    with unless_done(lambda: os.close(descriptor)):
+        try:
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if readonly else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            if create and os.fstat(descriptor).st_size == 0:
+                return _made(descriptor, path, base, block)
+            overlay = _loaded(descriptor, path, base, readonly)
+            _bind(overlay, path, base, accept, committing)
+        except BlockingIOError:
+            raise UserError(f"the overlay {path} is in use by another process") from None
     return overlay
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from nbdfs import libc
 from nbdfs.errors import UserError
 from nbdfs.ranges import align_down
+from nbdfs.undo import unless_done
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ def open_path(path: str, *, readonly: bool, direct: bool, lock: bool) -> Opened:
         fd = os.open(path, access | os.O_CLOEXEC | exclusive | (os.O_DIRECT if direct else 0))
     except OSError as error:
         raise UserError(_why(path, error, direct)) from error
-    try:
+    with unless_done(lambda: os.close(fd)):
         if device and not readonly and struct.unpack("i", fcntl.ioctl(fd, _BLKROGET, bytes(4)))[0]:
             raise UserError(f"{path} cannot be written, it is a read-only device: use -r to open it for reading only")
         if lock and not readonly:
@@ -71,9 +72,6 @@ def open_path(path: str, *, readonly: bool, direct: bool, lock: bool) -> Opened:
             )
         kind = 0 if device else libc.filesystem_type(fd)
         return Opened(fd, size, block, device, kind in _LOCAL, kind in _RESIDENT)
-    except BaseException:
-        os.close(fd)
-        raise
 
 
 def _why(path: str, error: OSError, direct: bool) -> str:

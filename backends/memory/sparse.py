@@ -22,6 +22,7 @@ from nbdfs.fileio import data_runs, read_whole, write_whole
 from nbdfs.pages import Pages
 from nbdfs.ranges import align_down, align_up, pieces
 from nbdfs.source import ALLOCATION, HOLE, ZERO, Backing, Caps, Extent, Source, SourceInfo
+from nbdfs.undo import unless_done
 from nbdfs.units import format_size
 
 _CAPS = (Caps.WRITE | Caps.FUA | Caps.TRIM | Caps.ZERO | Caps.FAST_ZERO | Caps.EXTENTS | Caps.MULTI_CONN
@@ -48,13 +49,10 @@ class Memory(Source):
 
     async def __aenter__(self) -> Self:
         self._fd = os.memfd_create("nbdfs-memory", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        try:
+        with unless_done(lambda: os.close(self._fd)):
             os.ftruncate(self._fd, self.info.size)
             fcntl.fcntl(self._fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
             self._map_pages()
-        except BaseException:
-            os.close(self._fd)
-            raise
         # The kernel would let passthrough take all memory; only a disk that fits is handed out for it.
         self._fits = fits(self.info.size)
         return self

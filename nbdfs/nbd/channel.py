@@ -17,6 +17,7 @@ import trio
 from nbdfs.nbd.stream import MOST_BUFFERS, Buffer, tls_record
 from nbdfs.nbd.tls import explain
 from nbdfs.nbd.uri import HOST_CID, Address, Tcp, Unix
+from nbdfs.undo import unless_done
 
 T = TypeVar("T")
 WOULD_BLOCK = -1
@@ -133,11 +134,8 @@ async def dial(address: Address) -> Channel:
         else:
             sock = trio.socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
             target = (HOST_CID if address.cid is None else address.cid, address.port)
-        try:
+        with unless_done(lambda: sock.close()):
             await sock.connect(target)
-        except BaseException:
-            sock.close()
-            raise
         return Channel(_detach(sock), str(address))
     except OSError as error:
         reason = error.strerror or str(error)

@@ -109,19 +109,17 @@ async def shaking_hands(target: Target, *, extended: bool = True) -> AsyncIterat
 
     The block must end within _HANDSHAKE_TIMEOUT too.  Raises OSError that says what is wrong.
     """
-    channel: Channel | None = None
     try:
         with trio.move_on_after(_HANDSHAKE_TIMEOUT) as scope:
             channel = await target.connect()
-            handshake = Handshake(channel)
-            await handshake.begin(target.tls, target.hostname, extended=extended)
-            yield channel, handshake
+            with unless_done(channel.close):
+                handshake = Handshake(channel)
+                await handshake.begin(target.tls, target.hostname, extended=extended)
+                yield channel, handshake
         if scope.cancelled_caught:
             raise HandshakeError(f"{target.name} does not answer: no handshake within {_HANDSHAKE_TIMEOUT:g} s")
-    except BaseException as error:
-        if channel:
-            channel.close()
-        if isinstance(error, ConnectionError) and (reason := await target.gone()):
+    except ConnectionError as error:
+        if reason := await target.gone():
             raise HandshakeError(reason) from error
         raise
 

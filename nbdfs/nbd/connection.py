@@ -35,6 +35,7 @@ from nbdfs.nbd.proto.input import Input
 from nbdfs.nbd.proto.transmission import ServerTransmission
 from nbdfs.nbd.stream import WOULD_BLOCK, SocketStream, Stream, TlsStream
 from nbdfs.source import Caps
+from nbdfs.undo import unless_done
 
 if TYPE_CHECKING:
     from nbdfs.nbd.server import Server
@@ -186,13 +187,10 @@ class Connection:
         weight = payload + OVERHEAD
         await self._memory.reserve(weight)
         buffer = self._server.buffers.take(payload) if payload else None
-        try:
+        with unless_done(lambda: self._give_back(weight, buffer)):
             if request.command == nbd.CMD_WRITE:
                 assert buffer is not None
                 await self._receive_payload(buffer[:payload])
-        except BaseException:
-            self._give_back(weight, buffer)
-            raise
         nursery.start_soon(self._perform, request, weight, buffer)
 
     async def _perform(self, request: Request, weight: int, buffer: memoryview | None) -> None:

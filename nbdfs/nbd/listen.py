@@ -19,6 +19,7 @@ from nbdfs import systemd
 from nbdfs.errors import UserError
 from nbdfs.nbd.stream import SocketStream, credentials
 from nbdfs.nbd.uri import Address, Tcp, Unix, Uri, Vsock
+from nbdfs.undo import unless_done
 
 log = logging.getLogger(__name__)
 
@@ -145,7 +146,7 @@ def _tcp(address: Tcp) -> list[socket.socket]:
     )  # fmt: skip
     sockets: list[socket.socket] = []
     port = address.port
-    try:
+    with unless_done(lambda: [sock.close() for sock in sockets]):
         for family, kind, protocol, _, place in dict.fromkeys(found):
             try:
                 sock = socket.socket(family, kind, protocol)
@@ -166,10 +167,6 @@ def _tcp(address: Tcp) -> list[socket.socket]:
                 raise
             sock.listen(_BACKLOG)
             port = sock.getsockname()[1]
-    except BaseException:
-        for sock in sockets:
-            sock.close()
-        raise
     if not sockets:
         raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
     return sockets
@@ -177,7 +174,7 @@ def _tcp(address: Tcp) -> list[socket.socket]:
 
 def _unix(path: str) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
+    with unless_done(lambda: sock.close()):
         try:
             sock.bind(path)
         except OSError as error:
@@ -186,9 +183,6 @@ def _unix(path: str) -> socket.socket:
             os.unlink(path)
             sock.bind(path)
         sock.listen(_BACKLOG)
-    except BaseException:
-        sock.close()
-        raise
     return sock
 
 
@@ -212,12 +206,9 @@ def _unlink(path: str, inode: int) -> None:
 
 def _vsock(address: Vsock) -> socket.socket:
     sock = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
-    try:
+    with unless_done(lambda: sock.close()):
         sock.bind((_ANY_CID if address.cid is None else address.cid, address.port))
         sock.listen(_BACKLOG)
-    except BaseException:
-        sock.close()
-        raise
     return sock
 
 
