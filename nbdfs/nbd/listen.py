@@ -146,7 +146,12 @@ def _tcp(address: Tcp) -> list[socket.socket]:
     )  # fmt: skip
     sockets: list[socket.socket] = []
     port = address.port
-    with unless_done(lambda: [sock.close() for sock in sockets]):
+
+    def close() -> None:
+        for sock in sockets:
+            sock.close()
+
+    with unless_done(close):
         for family, kind, protocol, _, place in dict.fromkeys(found):
             try:
                 sock = socket.socket(family, kind, protocol)
