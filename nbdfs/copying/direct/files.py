@@ -40,7 +40,7 @@ class FileCopy:
         from nbdfs.backends.file.opening import open_path
 
         self.name = destination
-        self._lanes = 1 if options.synchronous else _LANES
+        self._lanes = min(options.threads or _LANES, _LANES)
         opened = open_path(source, readonly=True, direct=False, lock=True)
         self._source = Backing(opened.fd, 0, True)
         with unless_done(lambda: os.close(opened.fd)):

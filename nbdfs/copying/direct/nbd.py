@@ -92,7 +92,9 @@ class ExportCopy:
         assert self.work
         shared = all(connection.export.has(nbd.FLAG_CAN_MULTI_CONN) for connection in self._first)
         count = min(remote.connections for remote in self._remotes) if shared else 1
-        self._depth = max(1, min(self._options.requests, self._options.queue_size // self._longest // count))
+        in_flight = self._options.queue_size // self._longest
+        count = max(1, min(count, in_flight))
+        self._depth = max(1, min(self._options.requests, in_flight // count))
         lanes = [self._first_lane, *[self._further_lane] * (count - 1)]
         self.work.carry_out(lanes, self._flush, self._halt, display)
 
