@@ -1,4 +1,8 @@
-"""How missing blocks come from below: each once, whoever asks, and with neighbours while they are cheap."""
+"""How missing blocks come from below: each once, whoever asks, and neighbours beside them while they are cheap.
+
+A reader waits for the blocks it asked for only.  Their neighbours come at the same time, by tasks of their own, and
+whoever asks for one of these waits for its task.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,6 @@ import trio
 
 from nbdfs.backends.cache.around import Around
 from nbdfs.backends.cache.blocks import Blocks
-from nbdfs.errors import SourceError
 from nbdfs.nbd.buffers import Buffers
 from nbdfs.rangelock import RangeLock
 from nbdfs.ranges import pieces
@@ -14,101 +17,108 @@ from nbdfs.source import Source
 
 FETCH = 4 << 20  # bytes fetched at once
 _SPARE = 8 << 20  # bytes of memory kept for fetches
+_BESIDE = 4  # fetches of neighbours under way at once
 
 
 class Fetcher:
-    """Fills `blocks` from `below`.  Whoever else changes blocks holds `lock` on them too."""
+    """Fills `blocks` from `below`, neighbours by tasks of `nursery`.
 
-    def __init__(self, below: Source, blocks: Blocks, lock: RangeLock) -> None:
+    Whoever else changes blocks holds `lock` on them too.
+    """
+
+    def __init__(self, below: Source, blocks: Blocks, lock: RangeLock, nursery: trio.Nursery) -> None:
         self._below = below
         self._blocks = blocks
         self._lock = lock
+        self._nursery = nursery
         self._around = Around(blocks.block, blocks.capacity)
+        self._beside = 0  # fetches of neighbours under way
         self._buffers = Buffers(_SPARE)
 
     async def read(self, part: memoryview, offset: int) -> None:
         """Fill `part`, some of whose blocks were missing a moment ago."""
-        low, high = self._window(*self._blocks.touched(offset, len(part)))
-        async with self._lock.hold(low, high - low):
-            await self._read_or_fetch(part, offset, low, high)
+        first, last = self._blocks.touched(offset, len(part))
+        size = self._around.window(self._blocks.used_along)
+        if last - first < size:
+            start = first - first % size
+            self._fetch_beside(start, first)
+            self._fetch_beside(last, min(start + size, self._blocks.count))
+        async with self._lock.hold(first, last - first):
+            began = trio.current_time()
+            if await self._read_or_fetch(part, offset):
+                self._around.took(size, last - first, trio.current_time() - began)
 
     async def fetch(self, first: int, last: int) -> None:
         """Have blocks [first, last) present, as far as there is room."""
         async with self._lock.hold(first, last - first):
-            for start, stop, here in list(self._blocks.runs(first, last)):
-                if not here:
-                    at, until = self._blocks.bounds(start, stop)
-                    for piece, size in pieces(at, until - at, FETCH):
-                        await self._add(piece, size)
+            await self._fetch_missing(first, last, range(first, last))
 
-    def _window(self, first: int, last: int) -> tuple[int, int]:
-        """What to fetch where blocks [first, last) are missing: if few, with neighbours that are missing too."""
-        size = self._around.window(self._blocks.used_along)
-        low, high = first, last
-        if last - first < size:
-            start = first - first % size
-            end = min(start + size, self._blocks.count)
-            while low > start and low - 1 not in self._blocks:
-                low -= 1
-            while high < end and high not in self._blocks:
-                high += 1
-        return low, high
+    async def _read_or_fetch(self, part: memoryview, offset: int) -> bool:
+        """Fill `part`, fetching what is missing; whether anything was.
 
-    async def _read_or_fetch(self, part: memoryview, offset: int, low: int, high: int) -> None:
-        """Fill `part`, fetching what is missing, and with it what is missing beside it in [low, high).
-
-        The caller holds the lock on these blocks.  They are pinned: room made for one run must not be that of the next,
+        The caller holds the lock on its blocks.  They are pinned: room made for one run must not be that of the next,
         and what is fetched must be missing, for a dirty block is newer than what is below.
         """
+        first, last = self._blocks.touched(offset, len(part))
         block, end = self._blocks.block, offset + len(part)
-        with self._blocks.pinned(low, high):
-            for start, stop, here in list(self._blocks.runs(low, high)):
+        fetched = False
+        with self._blocks.pinned(first, last):
+            for start, stop, here in list(self._blocks.runs(first, last)):
                 at, until = max(start * block, offset), min(stop * block, end)
-                if at >= until:
-                    continue
                 inner = part[at - offset : until - offset]
                 if not here:
-                    await self._fetch_run(inner, at, start, stop)
+                    for piece, size in pieces(at, until - at, FETCH):
+                        await self._fetch(inner[piece - at : piece - at + size], piece)
+                    fetched = True
                 elif not await self._blocks.read_into(inner, at):  # a damaged block is no longer present: look again
-                    await self._read_or_fetch(inner, at, *self._blocks.touched(at, len(inner)))
+                    fetched = await self._read_or_fetch(inner, at)
+        return fetched
 
-    async def _fetch_run(self, part: memoryview, offset: int, first: int, last: int) -> None:
-        """Fetch missing blocks, `part` among them; those beside it may not hinder it."""
-        exact = self._blocks.touched(offset, len(part))
-        if exact != (first, last):
-            try:
-                await self._fetch(part, offset, first, last)
-            except OSError as error:
-                if isinstance(error, SourceError) and error.retryable:  # it took its time, and all of it
-                    raise
-            else:
-                return
-        for at, size in pieces(offset, len(part), FETCH):
-            await self._fetch(part[at - offset : at - offset + size], at, *self._blocks.touched(at, size))
-
-    async def _fetch(self, part: memoryview, offset: int, first: int, last: int) -> None:
-        """Read blocks [first, last) from below into the store, and `part` of them.  The caller holds the lock."""
+    async def _fetch(self, part: memoryview, offset: int) -> None:
+        """Read whole blocks from below into the store, and `part` of them.  The caller holds the lock."""
+        first, last = self._blocks.touched(offset, len(part))
         start, end = self._blocks.bounds(first, last)
-        exact = (start, end) == (offset, offset + len(part))
-        buffer = part if exact else self._buffers.take(end - start)
-        whole = buffer[: end - start]
+        if (start, end) == (offset, offset + len(part)):
+            await self._below.pread_into(part, start)
+            await self._blocks.add(first, part)
+            return
+        buffer = self._buffers.take(end - start)
         try:
-            began = trio.current_time()
+            whole = buffer[: end - start]
             await self._below.pread_into(whole, start)
-            asked = range(*self._blocks.touched(offset, len(part)))
-            self._around.fetched(last - first, len(asked), trio.current_time() - began)
-            if not exact:
-                part[:] = whole[offset - start : offset - start + len(part)]
-            await self._blocks.add(first, whole, asked)
-        finally:
-            if not exact:
-                self._buffers.give(buffer)
-
-    async def _add(self, offset: int, length: int) -> None:
-        """Read whole blocks from below into the store.  The caller holds the lock."""
-        buffer = self._buffers.take(length)
-        try:
-            await self._below.pread_into(buffer[:length], offset)
-            await self._blocks.add(offset // self._blocks.block, buffer[:length])
+            part[:] = whole[offset - start : offset - start + len(part)]
+            await self._blocks.add(first, whole)
         finally:
             self._buffers.give(buffer)
+
+    def _fetch_beside(self, first: int, last: int) -> None:
+        """Begin to fetch what is missing of some neighbours, unless enough is under way."""
+        while first < last and first in self._blocks:
+            first += 1
+        while first < last and last - 1 in self._blocks:
+            last -= 1
+        if first < last and self._beside < _BESIDE:
+            self._beside += 1
+            self._nursery.start_soon(self._fetching_beside, first, last)
+
+    async def _fetching_beside(self, first: int, last: int) -> None:
+        try:
+            async with self._lock.hold(first, last - first):
+                await self._fetch_missing(first, last, range(0))
+        except OSError:
+            return  # whoever asks for them gets the error
+        finally:
+            self._beside -= 1
+
+    async def _fetch_missing(self, first: int, last: int, asked: range) -> None:
+        """Fetch what is missing of blocks [first, last); `asked` are those that somebody wants.  Holding the lock."""
+        for start, stop, here in list(self._blocks.runs(first, last)):
+            if not here:
+                at, until = self._blocks.bounds(start, stop)
+                for piece, size in pieces(at, until - at, FETCH):
+                    buffer = self._buffers.take(size)
+                    try:
+                        await self._below.pread_into(buffer[:size], piece)
+                        await self._blocks.add(piece // self._blocks.block, buffer[:size], asked)
+                    finally:
+                        self._buffers.give(buffer)

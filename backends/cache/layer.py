@@ -23,6 +23,7 @@ from nbdfs.backends.cache.fetching import FETCH, Fetcher
 from nbdfs.backends.cache.storage import open_storage
 from nbdfs.backends.cache.writeback import WriteBack
 from nbdfs.errors import UsageError
+from nbdfs.nursery import serving_nursery
 from nbdfs.rangelock import RangeLock
 from nbdfs.ranges import normalise
 from nbdfs.source import (
@@ -47,7 +48,7 @@ _FEWEST = 16  # blocks of capacity
 class Cache(Layer):
     """`below` with `blocks` kept of it; `mode` as in the options."""
 
-    def __init__(self, below: Source, blocks: Blocks, mode: str) -> None:
+    def __init__(self, below: Source, blocks: Blocks, mode: str, nursery: trio.Nursery) -> None:
         super().__init__(below)
         self._blocks = blocks
         self._block = blocks.block
@@ -55,7 +56,7 @@ class Cache(Layer):
         self._lock = RangeLock()
         self._populating = mode != "read"
         self._hits = self._misses = 0  # blocks
-        self._fetcher = Fetcher(below, blocks, self._lock)
+        self._fetcher = Fetcher(below, blocks, self._lock, nursery)
         self._write_back = WriteBack(below, blocks)
         self._back = mode == "writeback" and Caps.WRITE in below.info.caps
         caps = (below.info.caps & ~Caps.IMMEDIATE) | Caps.CACHE
@@ -265,11 +266,12 @@ async def open_cache(below: Source, options: CacheOptions) -> AsyncIterator[Sour
     try:
         blocks = Blocks(storage, below.info.size, options.block, capacity)
         await blocks.make_room(0)
-        layer = Cache(below, blocks, options.mode)
-        try:
-            yield layer
-        finally:
-            with trio.move_on_after(CLOSE_TIMEOUT, shield=True):
-                await layer.finish()
+        async with serving_nursery() as nursery:
+            layer = Cache(below, blocks, options.mode, nursery)
+            try:
+                yield layer
+            finally:
+                with trio.move_on_after(CLOSE_TIMEOUT, shield=True):
+                    await layer.finish()
     finally:
         storage.close()

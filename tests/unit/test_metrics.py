@@ -153,16 +153,17 @@ async def test_nothing_is_metered_unless_asked_for() -> None:
 
 async def test_a_cache_tells_hits_misses_and_what_it_holds(tmp_path: Path) -> None:
     image = tmp_path / "image"
-    image.write_bytes(bytes(1 << 20))
-    async with opened(f"cache,block=4k,size=64k::delay,read=1ms::{image}") as export:
-        await read(export.source, 0, 8192)
-        await read(export.source, 4096, 8192)
+    with image.open("wb") as file:
+        file.truncate(48 << 20)
+    async with opened(f"cache,block=1M,size=16M::delay,read=1ms::{image}") as export:  # no neighbours of such blocks
+        await read(export.source, 0, 2 << 20)
+        await read(export.source, 1 << 20, 2 << 20)
         figures = parsed([export])
         assert value(figures, "nbdfs_source_hits_total", layer="cache") == 1
         assert value(figures, "nbdfs_source_misses_total", layer="cache") == 3
-        assert value(figures, "nbdfs_source_resident_bytes", layer="cache") == 3 * 4096
+        assert value(figures, "nbdfs_source_resident_bytes", layer="cache") == 3 << 20
         assert value(figures, "nbdfs_source_evictions_total", layer="cache") == 0
-        await read(export.source, 64 << 10, 64 << 10)
+        await read(export.source, 16 << 20, 16 << 20)
         figures = parsed([export])
     assert value(figures, "nbdfs_source_evictions_total", layer="cache") >= 3
 
