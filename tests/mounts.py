@@ -118,6 +118,24 @@ def wait_until(ready: Callable[[], bool], what: str, seconds: float = SECONDS) -
         time.sleep(0.02)
 
 
+@contextlib.contextmanager
+def opened(file: Path, flags: int = os.O_RDWR) -> Iterator[int]:
+    """A descriptor of the file."""
+    descriptor = os.open(file, flags)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def fails_with(*numbers: int) -> Iterator[None]:
+    """The block must fail with one of these errnos."""
+    with pytest.raises(OSError) as caught:
+        yield
+    assert caught.value.errno in numbers, caught.value
+
+
 def _mounter(folder: Path, prefix: list[str], options: tuple[str, ...]) -> Iterator[Mounter]:
     mounter = Mounter(folder, prefix, options)
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import errno
 import mmap
@@ -13,13 +12,13 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import NOBODY, ROOT
-from tests.mounts import SECONDS, Mounter, is_mounted, nbdfs, wait_until
+from tests.mounts import SECONDS, Mounter, fails_with, is_mounted, nbdfs, opened, wait_until
 
 SIZE = 8 << 20
 SPEC = f"memory:{SIZE}"
@@ -27,22 +26,6 @@ BLOCK = 4096
 KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE = 1, 2, 16  # FALLOC_FL_*
 
 libc = ctypes.CDLL(None, use_errno=True)
-
-
-@contextlib.contextmanager
-def opened(file: Path, flags: int) -> Iterator[int]:
-    descriptor = os.open(file, flags)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def fails_with(*numbers: int) -> Iterator[None]:
-    with pytest.raises(OSError) as caught:
-        yield
-    assert caught.value.errno in numbers, caught.value
 
 
 def fallocate(file: Path, mode: int, offset: int, length: int) -> None:
