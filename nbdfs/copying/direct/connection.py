@@ -11,6 +11,7 @@ import errno
 import select
 import socket
 import struct
+from collections.abc import Callable
 from typing import Any, cast
 
 from nbdfs.copying.direct.blocking import at_once
@@ -177,13 +178,21 @@ class Connection:
         return LostError(reason)
 
 
-def connect(uri: Uri, timeout: float) -> Connection:
-    """Connect and enter the export; a wait for the server ends after `timeout` seconds.  Raises OSError."""
+def connect(uri: Uri, timeout: float, opened: Callable[[Connection], None]) -> Connection:
+    """Connect and enter the export; a wait for the server ends after `timeout` seconds.  Raises OSError.
+
+    `opened` is told of the connection before anything is waited for, so that others can interrupt it.
+    """
     sock = _dial(uri.address)
     connection = Connection(sock, str(uri))
-    with unless_done(sock.close):
+    with unless_done(connection.interrupt):
+        opened(connection)
         _limit_waits(sock, _HANDSHAKE_TIMEOUT)
-        connection.shake_hands(uri.export)
+        try:
+            connection.shake_hands(uri.export)
+        except BlockingIOError:
+            reason = f"{uri} does not answer: no handshake within {_HANDSHAKE_TIMEOUT:g} s"
+            raise TimeoutError(errno.ETIMEDOUT, reason) from None
         _limit_waits(sock, timeout)
     return connection
 

@@ -114,16 +114,14 @@ class ExportCopy:
             connection.close()
 
     def _connect_both(self) -> tuple[Connection, Connection]:
-        source, destination = (self._connect(remote) for remote in self._remotes)
+        source, destination = (connect(remote.uri, remote.timeout, self._opened) for remote in self._remotes)
         return source, destination
 
-    def _connect(self, remote: Remote) -> Connection:
-        connection = connect(remote.uri, remote.timeout)
+    def _opened(self, connection: Connection) -> None:
         with self._lock:
             self._connections.append(connection)
             if self._halted:
                 connection.interrupt()
-        return connection
 
     def _check(self, size: int, room: int) -> None:
         if self._first[1].export.has(nbd.FLAG_READ_ONLY):

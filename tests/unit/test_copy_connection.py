@@ -1,0 +1,103 @@
+"""The connection of a lane: what is waited for can be interrupted, and ends by itself."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nbdfs.copying.direct import connection
+from nbdfs.copying.direct.connection import Connection, LostError, Request, connect
+from nbdfs.nbd.proto import constants as nbd
+from nbdfs.nbd.uri import Uri, parse_uri
+
+
+@pytest.fixture
+def silent(tmp_path: Path) -> Iterator[Uri]:
+    """A server that says nothing."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "socket"))
+        listener.listen()
+        yield parse_uri(f"nbd+unix:///?socket={tmp_path / 'socket'}")
+
+
+def test_a_handshake_is_interrupted(silent: Uri) -> None:
+    opened: list[Connection] = []
+
+    def interrupt_soon(connection: Connection) -> None:
+        opened.append(connection)
+        threading.Thread(target=connection.interrupt).start()
+
+    with pytest.raises(ConnectionResetError, match="closed the connection"):
+        connect(silent, 1000, interrupt_soon)
+    opened[0].close()
+
+
+def test_a_handshake_has_an_end(silent: Uri, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "_HANDSHAKE_TIMEOUT", 0.05)
+    opened: list[Connection] = []
+    with pytest.raises(TimeoutError, match="does not answer"):
+        connect(silent, 1000, opened.append)
+    assert opened[0].lost
+    opened[0].close()
+
+
+def entered() -> tuple[Connection, socket.socket]:
+    """A connection in the transmission phase, and the server's end of it."""
+    near, far = socket.socketpair()
+    found = Connection(near, "nbd://there")
+    far.sendall(greeting())
+    found.shake_hands("")
+    return found, far
+
+
+def greeting() -> bytes:
+    """All that an old server says before the transmission phase: fixed newstyle, but nothing of what is asked for."""
+
+    def reply(option: int, kind: int, data: bytes = b"") -> bytes:
+        return b"".join([nbd.REPLY_MAGIC.to_bytes(8), *(n.to_bytes(4) for n in (option, kind, len(data))), data])
+
+    info = bytes(2) + (1 << 20).to_bytes(8) + nbd.FLAG_HAS_FLAGS.to_bytes(2)
+    return b"".join(
+        [
+            nbd.INIT_MAGIC.to_bytes(8),
+            nbd.OPTION_MAGIC.to_bytes(8),
+            (nbd.FLAG_FIXED_NEWSTYLE | nbd.FLAG_NO_ZEROES).to_bytes(2),
+            reply(nbd.OPT_STRUCTURED_REPLY, nbd.REP_ERR_UNSUP),
+            reply(nbd.OPT_GO, nbd.REP_INFO, info),
+            reply(nbd.OPT_GO, nbd.REP_ACK),
+        ]
+    )
+
+
+def test_a_server_that_hangs_up_or_talks_nonsense_is_lost() -> None:
+    for said, reason in ((b"", "closed the connection"), (b"nonsense" * 2, "broke the protocol")):
+        found, far = entered()
+        found.begin(Request(nbd.CMD_READ, 0, 512))
+        far.sendall(said)
+        far.shutdown(socket.SHUT_WR)
+        with pytest.raises(LostError, match=reason):
+            found.reply(wait=True)
+        assert found.lost
+        found.close()
+        far.close()
+
+
+def test_a_reply_is_taken_without_what_follows() -> None:
+    found, far = entered()
+    found.begin(write := Request(nbd.CMD_WRITE, 0, 5), memoryview(b"bytes"))
+    found.begin(read := Request(nbd.CMD_READ, 0, 4))
+    assert found.reply(wait=False) is None
+    for request in (write, read):
+        far.sendall(nbd.SIMPLE_REPLY_MAGIC.to_bytes(4) + bytes(4) + request.cookie.to_bytes(8))
+    far.sendall(b"data")
+    read.buffer = memoryview(bytearray(4))
+    assert found.reply(wait=True) is write
+    assert found.reply(wait=True) is None
+    assert found.replies.reading is read
+    assert found.socket.recv(100) == b"data"
+    found.close()
+    far.close()
