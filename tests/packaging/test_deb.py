@@ -92,17 +92,21 @@ def test_a_live_mount_survives_an_upgrade(debian: Path) -> None:
         dpkg --install /old.deb >&2
         cd /tmp
         nbdfs mount --background --listen 'nbd+unix:///?socket=/tmp/socket' --log-file log memory:64M disk.img >&2
+        mkdir dir
+        nbdfs mount --background a.img=memory:1M dir
         echo before | dd of=disk.img conv=notrunc,fsync status=none
         dpkg --install /new.deb >&2
         nbdfs --version
         head -n 1 disk.img
         echo after! | dd of=disk.img conv=notrunc,fsync status=none
         nbdfs dump --length=7 'nbd+unix:///?socket=/tmp/socket' | cut -d'|' -f2 | tr -d ' '
-        nbdfs umount disk.img
+        nbdfs add dir b.img=pattern:1M
+        ls dir
+        nbdfs umount disk.img dir
         test ! -e disk.img
         cat log
-        rm log
+        rm -r log dir
         """,
     )
-    assert out.splitlines() == ["nbdfs 99.0", "before", "after!."]
+    assert out.splitlines() == ["nbdfs 99.0", "before", "after!.", "a.img", "b.img"]
     inside(debian, "dpkg --purge nbdfs")
