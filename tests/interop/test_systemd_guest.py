@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.guests import Guest
+from tests.packaging.debian import repacked
 
 pytestmark = [pytest.mark.guest, pytest.mark.root, pytest.mark.timeout(1200)]
 
@@ -110,19 +110,12 @@ def share(tmp_path_factory: pytest.TempPathFactory, package: Path) -> Path:
     """What the guest gets: the package, an upgrade of it, and files."""
     folder = tmp_path_factory.mktemp("share")
     shutil.copy(package, folder / "nbdfs.deb")
-    _newer(package, folder / "newer.deb", tmp_path_factory.mktemp("newer"))
+    shutil.move(repacked(package, NEWER, tmp_path_factory.mktemp("newer")), folder / "newer.deb")
     texts = {"nbdfs.toml": CONFIG, "fstab": FSTAB, "srv-unit.img.mount": MOUNT_UNIT, "key.conf": KEY_OF_VAULT,
              "writer.py": WRITER, "reader.py": READER}  # fmt: skip
     for name, text in texts.items():
         (folder / name).write_text(text)
     return folder
-
-
-def _newer(package: Path, made: Path, folder: Path) -> None:
-    subprocess.run(["dpkg-deb", "-R", package, folder / "tree"], check=True)
-    control = folder / "tree/DEBIAN/control"
-    control.write_text(re.sub(r"(?m)^Version: .*", f"Version: {NEWER}", control.read_text()))
-    subprocess.run(["dpkg-deb", "--root-owner-group", "-Zgzip", "-z1", "-b", folder / "tree", made], check=True)
 
 
 @pytest.fixture(scope="module")

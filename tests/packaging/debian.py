@@ -36,7 +36,9 @@ def repacked(package: Path, version: str, folder: Path) -> Path:
     _replace(tree / "DEBIAN/control", r"^Version: .*$", f"Version: {version}")
     _replace(tree / "usr/lib/nbdfs/nbdfs/__init__.py", r"^__version__ = .*$", f'__version__ = "{version}"')
     out = folder / f"nbdfs_{version}.deb"
-    subprocess.run(["dpkg-deb", "--build", "-Znone", "--root-owner-group", tree, out], check=True, stdout=-3)
+    subprocess.run(
+        ["dpkg-deb", "--build", "-Zgzip", "-z1", "--root-owner-group", tree, out], check=True, stdout=subprocess.DEVNULL
+    )
     return out
 
 
