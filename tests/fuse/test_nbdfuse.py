@@ -17,7 +17,7 @@ import pytest
 from tests.certificates import certificates
 from tests.fuse.babbler import babbling
 from tests.fuse.remote import MIB, captive, file, nbdfuse, overwrite
-from tests.interop.peers import listens, serving
+from tests.interop.peers import fio, listens, serving
 from tests.mounts import is_mounted, wait_until
 from tests.tools import command
 
@@ -115,12 +115,7 @@ def test_every_connection_is_used(file: Path, tmp_path: Path) -> None:
 def test_a_restarted_server_heals_the_mount_under_load(file: Path, tmp_path: Path) -> None:
     """L4 and complaint 4: fio writes and verifies while the server is killed and started again."""
     with serving("nbdkit", tmp_path, 8 * MIB) as server, nbdfuse(file, str(file), "--unix", str(server.socket)):
-        load = subprocess.Popen(
-            ["fio", "--name=x", f"--filename={file}", "--size=8M", "--rw=randwrite", "--bs=16k", "--direct=1",
-             "--ioengine=psync", "--verify=crc32c", "--do_verify=1", "--rate_iops=,250"],
-            stdout=subprocess.DEVNULL)  # fmt: skip
-        server.restart_under_load(lambda: load.poll() is None, 4)
-        assert load.wait(60) == 0
+        server.restart_under_load(lambda: fio(file, 8 * MIB, "--rate_iops=,250"), 4)
 
 
 def test_a_killed_nbdfuse_leaves_a_mount_that_the_next_one_replaces(file: Path) -> None:

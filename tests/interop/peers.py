@@ -95,18 +95,46 @@ class Peer:
         run("qemu-img", "convert", "-U", "-f", self.form, "-O", "raw", str(self.image), str(copy))
         return copy.read_bytes()
 
-    def restart_under_load(self, busy: Callable[[], bool], times: int) -> None:
-        """Kill and start it again, each time once its image has changed a few times since the last."""
-        for _ in range(times):
-            changes, last = 0, self.image.stat().st_mtime_ns
-            end = time.monotonic() + 30
-            while changes < 5:
-                assert busy(), f"the load was over after {self.restarts} restarts"
-                assert time.monotonic() < end, "the load does not go on"
-                time.sleep(0.01)
-                now = self.image.stat().st_mtime_ns
-                changes, last = changes + (now != last), now
-            self.restart()
+    def restart_under_load(self, start: Callable[[], subprocess.Popen[str]], times: int) -> None:
+        """Kill and start it again while a load writes and verifies, each time once its image has changed a few times.
+
+        The load must succeed, and is started again when it ends before the last restart.
+        """
+        load = start()
+        while self.restarts < times:
+            if self._changes_under(load):
+                self.restart()
+            else:
+                succeeds(load)
+                load = start()
+        succeeds(load)
+
+    def _changes_under(self, load: subprocess.Popen[str]) -> bool:
+        """Wait until the image has changed a few times; False if the load ends before that."""
+        changes, last = 0, self.image.stat().st_mtime_ns
+        end = time.monotonic() + 30
+        while changes < 5:
+            if load.poll() is not None:
+                return False
+            assert time.monotonic() < end, "the load does not go on"
+            time.sleep(0.01)
+            now = self.image.stat().st_mtime_ns
+            changes, last = changes + (now != last), now
+        return True
+
+
+def fio(file: os.PathLike[str], size: int, *words: str) -> subprocess.Popen[str]:
+    """fio writes all blocks of a file at random, then reads and verifies them."""
+    return subprocess.Popen(
+        ["fio", "--name=verify", f"--filename={file}", f"--size={size}", "--rw=randwrite", "--bs=16k", "--direct=1",
+         "--ioengine=psync", "--verify=crc32c", "--do_verify=1", "--verify_fatal=1", "--allow_file_create=0", *words],
+        text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+def succeeds(load: subprocess.Popen[str]) -> None:
+    told, _ = load.communicate(timeout=60)
+    assert load.returncode == 0, told
 
 
 @contextlib.contextmanager

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-import subprocess
 
 import pytest
 
-from tests.interop.peers import PEERS, Peer, peer
+from tests.interop.peers import PEERS, Peer, fio, peer, succeeds
 from tests.mounts import Mounter, mount_data_plane
 
 __all__ = ["mount_data_plane", "peer"]
@@ -19,19 +18,9 @@ pytestmark = pytest.mark.root
 RETURNING = [name for name in PEERS if name != "qemu-nbd bitmap"]
 
 
-def fio(file: os.PathLike[str], size: int, *words: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        ["fio", "--name=verify", f"--filename={file}", f"--size={size}", "--rw=randwrite", "--bs=16k", "--direct=1",
-         "--ioengine=psync", "--verify=crc32c", "--do_verify=1", "--verify_fatal=1", "--allow_file_create=0", *words],
-        text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
-
-
 def test_fio_verifies_and_checksums_agree(peer: Peer, mount_data_plane: Mounter) -> None:
     mounted = mount_data_plane(peer.uri)
-    load = fio(mounted.file, peer.size)
-    told, _ = load.communicate(timeout=60)
-    assert load.returncode == 0, told
+    succeeds(fio(mounted.file, peer.size))
     content = os.urandom(3 << 20) + bytes(2 << 20) + os.urandom(peer.size - (5 << 20))
     with mounted.file.open("r+b") as disk:
         disk.write(content)
@@ -46,8 +35,4 @@ def test_fio_verifies_and_checksums_agree(peer: Peer, mount_data_plane: Mounter)
 def test_a_server_killed_under_load_loses_nothing(peer: Peer, mount_data_plane: Mounter) -> None:
     """fio writes and verifies while the server is killed and started again."""
     mounted = mount_data_plane(peer.uri)
-    load = fio(mounted.file, peer.size, "--rate_iops=,250")
-    peer.restart_under_load(lambda: load.poll() is None, 2)
-    told, _ = load.communicate(timeout=60)
-    assert load.returncode == 0, told
-    assert peer.restarts == 2
+    peer.restart_under_load(lambda: fio(mounted.file, peer.size, "--rate_iops=,250"), 2)
