@@ -39,10 +39,8 @@ class Fetcher:
         """Fill `part`, some of whose blocks were missing a moment ago."""
         first, last = self._blocks.touched(offset, len(part))
         size = self._around.window(self._blocks.used_along)
-        if last - first < size:
-            start = first - first % size
-            self._fetch_beside(start, first)
-            self._fetch_beside(last, min(start + size, self._blocks.count))
+        if last - first < size and self._beside < _BESIDE:
+            self._fetch_beside(*self._neighbours(first, last, size))
         async with self._lock.hold(first, last - first):
             began = trio.current_time()
             if await self._read_or_fetch(part, offset):
@@ -91,13 +89,24 @@ class Fetcher:
         finally:
             self._buffers.give(buffer)
 
+    def _neighbours(self, first: int, last: int, most: int) -> tuple[int, int]:
+        """The missing blocks after [first, last), or if the next one is here, those before.
+
+        Not both: a read-ahead below would take three requests so near each other for a reader.
+        """
+        after = last
+        while after < min(last + most, self._blocks.count) and after not in self._blocks:
+            after += 1
+        if after > last:
+            return last, after
+        before = first
+        while before > max(first - most, 0) and before - 1 not in self._blocks:
+            before -= 1
+        return before, first
+
     def _fetch_beside(self, first: int, last: int) -> None:
-        """Begin to fetch what is missing of some neighbours, unless enough is under way."""
-        while first < last and first in self._blocks:
-            first += 1
-        while first < last and last - 1 in self._blocks:
-            last -= 1
-        if first < last and self._beside < _BESIDE:
+        """Begin to fetch neighbours."""
+        if first < last:
             self._beside += 1
             self._nursery.start_soon(self._fetching_beside, first, last)
 
