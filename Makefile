@@ -89,7 +89,7 @@ rpm: need-packaging wheels
 	packaging/build-rpm dist/*.tar.gz build/wheels dist
 
 clean:
-	rm -rf build dist *.egg-info $(VENV) .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist packaging/share *.egg-info $(VENV) .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 need-run-packages:
