@@ -23,6 +23,10 @@ class RangeLock:
         """Whether nobody holds or waits for any range: what then is done without waiting needs no lock."""
         return not self._queue
 
+    def claimed(self, offset: int, length: int) -> bool:
+        """Whether anybody holds or waits for a part of this range."""
+        return any(other.start < offset + length and offset < other.end for other in self._queue)
+
     @asynccontextmanager
     async def hold(self, offset: int, length: int) -> AsyncIterator[None]:
         """Hold [offset, offset + length) for the block.  A checkpoint only if it must wait."""

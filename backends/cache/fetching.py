@@ -90,19 +90,23 @@ class Fetcher:
             self._buffers.give(buffer)
 
     def _neighbours(self, first: int, last: int, most: int) -> tuple[int, int]:
-        """The missing blocks after [first, last), or if the next one is here, those before.
+        """The missing blocks after [first, last) that nobody fetches yet, or if there are none, those before.
 
         Not both: a read-ahead below would take three requests so near each other for a reader.
         """
         after = last
-        while after < min(last + most, self._blocks.count) and after not in self._blocks:
+        while after < min(last + most, self._blocks.count) and self._wanting(after):
             after += 1
         if after > last:
             return last, after
         before = first
-        while before > max(first - most, 0) and before - 1 not in self._blocks:
+        while before > max(first - most, 0) and self._wanting(before - 1):
             before -= 1
         return before, first
+
+    def _wanting(self, block: int) -> bool:
+        """Whether a block is missing and not on its way."""
+        return block not in self._blocks and not self._lock.claimed(block, 1)
 
     def _fetch_beside(self, first: int, last: int) -> None:
         """Begin to fetch neighbours."""

@@ -98,3 +98,12 @@ async def test_a_lock_is_free_while_nobody_holds_or_waits() -> None:
                     pass
             assert not lock.free
     assert lock.free
+
+
+async def test_what_is_claimed_is_known() -> None:
+    lock = RangeLock()
+    async with lock.hold(10, 10):
+        assert [lock.claimed(*place) for place in ((0, 10), (0, 11), (15, 1), (19, 5), (20, 5))] == [
+            False, True, True, True, False,
+        ]  # fmt: skip
+    assert not lock.claimed(10, 10)
