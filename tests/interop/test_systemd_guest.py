@@ -16,7 +16,7 @@ from tests.conftest import ROOT
 from tests.guests import Guest
 from tests.packaging.debian import repacked
 
-pytestmark = [pytest.mark.guest, pytest.mark.root, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.guest, pytest.mark.root, pytest.mark.timeout(1200), pytest.mark.flaky(reruns=0)]
 
 MIB = 1 << 20
 NEWER = "99.0"  # the version of the package that is an upgrade
@@ -396,7 +396,7 @@ def test_after_the_reboot_all_is_mounted_again(guest: Guest, last_words: str) ->
 def test_removal_ends_mounts_and_leaves_nothing(guest: Guest) -> None:
     guest.run("umount /mnt/ext4; dpkg --purge nbdfs", seconds=300)
     assert guest.attempt("grep fuse.nbdfs /proc/self/mountinfo")[0] == 1
-    assert guest.attempt("pgrep -f nbdfs")[0] == 1
+    assert guest.attempt("pgrep -af 'bin/(mount.)?nbdfs '")[0] == 1
     assert guest.attempt("ls /usr/lib/nbdfs /usr/bin/nbdfs /lib/systemd/system/nbdfs@.service")[0] == 2
     assert guest.run("dpkg --audit") == ""
 
