@@ -69,7 +69,7 @@ class Fetcher:
                         await self._fetch(inner[piece - at : piece - at + size], piece)
                     fetched = True
                 elif not await self._blocks.read_into(inner, at):  # a damaged block is no longer present: look again
-                    fetched = await self._read_or_fetch(inner, at)
+                    fetched |= await self._read_or_fetch(inner, at)
         return fetched
 
     async def _fetch(self, part: memoryview, offset: int) -> None:
