@@ -53,7 +53,7 @@ class Nginx:
         (self.folder / "sock").unlink(missing_ok=True)
         command = [shutil.which("nginx", path="/usr/sbin:/usr/bin") or "nginx", "-c", self.folder / "nginx.conf"]
         self.process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-        end = time.monotonic() + 10
+        end = time.monotonic() + 30
         while not _answers(self.ports[1]):
             assert time.monotonic() < end and self.process.poll() is None, (self.folder / "error.log").read_text()
             time.sleep(0.02)
@@ -63,11 +63,11 @@ class Nginx:
         self.process.wait()
 
     def url(self, path: str) -> str:
-        return f"http,proxy=none,timeout=5::http://localhost:{self.ports[0]}/{path}"
+        return f"http,proxy=none,timeout=30::http://localhost:{self.ports[0]}/{path}"
 
     def secure(self, path: str, options: str = "") -> str:
         place = f"https://localhost:{self.ports[1]}/{path}"
-        return f"http,proxy=none,timeout=5,ca={self.folder}/ca.pem{options}::{place}"
+        return f"http,proxy=none,timeout=30,ca={self.folder}/ca.pem{options}::{place}"
 
 
 def _free_port() -> int:

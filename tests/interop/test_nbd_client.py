@@ -41,14 +41,14 @@ def serving(folder: Path, *argv: str) -> Iterator[str]:
     path.unlink(missing_ok=True)
     process = subprocess.Popen([word.replace("{}", str(path)) for word in argv])
     try:
-        end = time.monotonic() + 15
+        end = time.monotonic() + 30
         while not listens(path):
             assert process.poll() is None and time.monotonic() < end, "the server did not start"
             time.sleep(0.01)
         yield f"nbd+unix:///?socket={path}"
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(30)
 
 
 def nbdkit(*argv: str) -> Spec:
@@ -230,7 +230,7 @@ class AsyncServer:
     async def start(self) -> None:
         self._path.unlink(missing_ok=True)
         self._process = subprocess.Popen(self._argv, stderr=subprocess.DEVNULL)
-        with trio.fail_after(10):
+        with trio.fail_after(30):
             while not listens(self._path):
                 await trio.sleep(0.005)
 
@@ -251,11 +251,12 @@ async def test_a_server_that_stays_away_fails_requests_and_heals(tmp_path: Path)
             assert await read(source, 0, 4096) == bytes(4096)
             server.kill()
             begin = time.monotonic()
-            with pytest.raises(OSError) as caught:
+            with trio.fail_after(30), pytest.raises(OSError) as caught:
                 await read(source, 0, 4096)
-            assert caught.value.errno == errno.EIO and 0.3 < time.monotonic() - begin < 5
+            assert caught.value.errno == errno.EIO
+            assert time.monotonic() - begin > 0.3  # a lower bound: it holds however slow the machine is
             await server.start()
-            with trio.fail_after(10):
+            with trio.fail_after(30):
                 while True:
                     try:
                         assert await read(source, 0, 4096) == bytes(4096)
@@ -277,14 +278,14 @@ async def test_a_shrunk_export_is_not_taken_back(tmp_path: Path, caplog: pytest.
 
 
 async def test_a_cancelled_reader_is_released_at_once_and_others_go_on() -> None:
-    async with open_stack(nbdkit("memory", "1M", "--filter=delay", "rdelay=3")) as source:
-        begin = time.monotonic()
-        for _ in range(3):
-            with trio.move_on_after(0.05):
-                await read(source, 0, 4096)
-        assert time.monotonic() - begin < 2
-        await source.pwrite(memoryview(b"x" * 512), 0)
-        await source.flush()
+    async with open_stack(nbdkit("memory", "1M", "--filter=delay", "rdelay=60")) as source:
+        with trio.fail_after(30):
+            for _ in range(3):
+                with trio.move_on_after(0.05) as reader:
+                    await read(source, 0, 4096)
+                assert reader.cancelled_caught
+            await source.pwrite(memoryview(b"x" * 512), 0)
+            await source.flush()
 
 
 @pytest.mark.parametrize(
@@ -293,14 +294,15 @@ async def test_a_cancelled_reader_is_released_at_once_and_others_go_on() -> None
     ids=["nbdkit", "ours"],
 )
 async def test_a_thousand_reconnects(tmp_path: Path, argv: list[str]) -> None:
+    before = len(os.listdir("/proc/self/fd"))
     async with AsyncServer(tmp_path, argv):
         async with open_stack(f"nbd,connections=1,readahead=0::nbd+unix:///?socket={tmp_path}/socket") as source:
             client = source.below.client  # type: ignore[attr-defined]
             for number in range(1000):
                 client._links[0].mux._channel.close()
-                with trio.fail_after(5):
+                with trio.fail_after(30):
                     assert await read(source, number, 100) == bytes(100)
-    assert len(os.listdir("/proc/self/fd")) < 100
+    assert len(os.listdir("/proc/self/fd")) < before + 100
 
 
 async def test_qcow2_and_dirty_bitmap_of_qemu(tmp_path: Path) -> None:
@@ -336,7 +338,7 @@ async def test_nbd_server_of_the_protocols_authors(tmp_path: Path) -> None:
     pid_file, uri = tmp_path / "pid", f"nbd+unix:///?socket={tmp_path}/socket"
     subprocess.run(["nbd-server", "-C", config, "-p", pid_file], check=True, stderr=subprocess.DEVNULL)
     try:
-        with trio.fail_after(10):
+        with trio.fail_after(30):
             while not (listens(tmp_path / "socket") and pid_file.exists() and pid_file.read_text().strip()):
                 await trio.sleep(0.01)
         async with open_stack(uri.replace("///", "///disk")) as source:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.interop.servers import SYSTEM_PYTHON, Server, nbdsh, run, serve
+from tests.interop.servers import SYSTEM_PYTHON, Server, nbdsh, run, serve, wait_for
 from tests.tools import command, complaint, nbdfs
 
 __all__ = ["serve"]
@@ -308,6 +308,7 @@ def test_background_and_pid_file(tmp_path: Path) -> None:
     nbdfs("serve", "memory:1M", "-U", path, "-b", "-P", pid, "--log-file", tmp_path / "log")
     assert run("nbdinfo", "--size", f"nbd+unix:///?socket={path}").strip() == str(1 << 20)
     os.kill(int(pid.read_text()), signal.SIGTERM)
+    wait_for(lambda: not pid.exists(), "the server does not end")
 
 
 def test_map_of_a_large_sparse_disk(serve: Server) -> None:

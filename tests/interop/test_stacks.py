@@ -45,6 +45,9 @@ CHECKS = {
     "A polite download": "cmp local.img golden.img",
     "A file system inside a firmware blob": "cmp part.img part.orig",
 }
+FAR_SERVER = """
+        qemu-nbd -f raw -k $PWD/far.sock -t far.img &
+        until nbdinfo --size "nbd+unix:///?socket=$PWD/far.sock" > /dev/null 2>&1; do sleep 0.05; done"""
 SIZE = 8 << 20
 
 
@@ -146,7 +149,7 @@ def test_stack(name: str, prepared: Path, tmp_path: Path) -> None:
         mount --bind hosts /etc/hosts
         mount --bind ../cache /var/cache
         nginx -c {work}/nginx.conf
-        {"qemu-nbd -f raw -k $PWD/far.sock -t far.img & sleep 0.5" if "far.sock" in STACKS[name] else ""}
+        {FAR_SERVER if "far.sock" in STACKS[name] else ""}
         trap 'kill $(jobs -p) $(cat {work}/nginx.pid) 2>/dev/null || true' EXIT
         mkdir -p fleet
     """
