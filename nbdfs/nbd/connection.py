@@ -16,6 +16,7 @@ from __future__ import annotations
 import errno
 import logging
 import mmap
+import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -351,6 +352,7 @@ class Connection:
             count = self._stream.recv_now(space)
             if count != WOULD_BLOCK:
                 return count
+            os.sched_yield()  # the client may need this CPU to get on
         return WOULD_BLOCK
 
     async def _readable(self, seconds: float, complaint: str) -> None:
