@@ -21,7 +21,7 @@ def read_whole(fd: int, buffer: memoryview, offset: int, flags: int = 0) -> None
 
 def write_whole(fd: int, data: memoryview, offset: int, flags: int = 0) -> None:
     """Write all of `data`.  `flags` are those of pwritev2(2)."""
-    done = os.pwritev(fd, [data], offset, flags)
+    done = os.pwritev(fd, [data], offset, flags) if flags else os.pwrite(fd, data, offset)
     while done < len(data):
         done += os.pwritev(fd, [data[done:]], offset + done, flags)
 

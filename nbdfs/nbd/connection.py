@@ -162,27 +162,24 @@ class Connection:
             await self._output.flush()
 
     async def _read_requests(self, nursery: trio.Nursery) -> None:
+        now = {nbd.CMD_READ: self._read_now, nbd.CMD_WRITE: self._write_now}  # of a source that never waits
+        most = self._limits.client_memory
         while True:
             event = self._machine.next_event()
             if event is None:
                 await self._flush_batch()
                 await self._receive()
             elif isinstance(event, Request):
-                await self._begin(event, nursery)
+                if self._immediate and event.length <= most:
+                    await now.get(event.command, self._other_now)(event)
+                else:
+                    await self._begin(event, nursery)
             elif isinstance(event, Refused):
                 self._operations.refuse(event.request, event.error, event.message)
             elif isinstance(event, Disconnect):
                 return
 
     async def _begin(self, request: Request, nursery: trio.Nursery) -> None:
-        if self._immediate and request.length <= self._limits.client_memory:
-            if request.command == nbd.CMD_READ:
-                await self._read_now(request)
-            elif request.command == nbd.CMD_WRITE:
-                await self._write_now(request)
-            else:
-                await self._operations.perform(request, None)
-            return
         await self._output.flush()
         payload = request.length if request.command in (nbd.CMD_READ, nbd.CMD_WRITE) else 0
         weight = payload + OVERHEAD
@@ -208,6 +205,9 @@ class Connection:
         if buffer is not None:
             self._server.buffers.give(buffer)
         self._memory.release(weight)
+
+    async def _other_now(self, request: Request) -> None:
+        await self._operations.perform(request, None)
 
     async def _read_now(self, request: Request) -> None:
         """A READ of a source that never waits."""
