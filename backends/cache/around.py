@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict, deque
 
-_MOST = 1 << 20  # bytes of a window
+_MOST = 2 << 20  # bytes of a window
 _CHEAP = 1.5  # times what a fetch takes alone: what it may take beside a window
 _CHEAP_ENOUGH = 1.25  # times that: then twice as large a window will be cheap too
 _MEMORY = 8  # fetches beside windows of a kind that are remembered

@@ -152,18 +152,20 @@ async def test_nothing_is_metered_unless_asked_for() -> None:
 
 
 async def test_a_cache_tells_hits_misses_and_what_it_holds(tmp_path: Path) -> None:
+    block = 4 << 20  # too large for neighbours to be fetched along
     image = tmp_path / "image"
     with image.open("wb") as file:
-        file.truncate(48 << 20)
-    async with opened(f"cache,block=1M,size=16M::delay,read=1ms::{image}") as export:  # no neighbours of such blocks
-        await read(export.source, 0, 2 << 20)
-        await read(export.source, 1 << 20, 2 << 20)
+        file.truncate(40 * block)
+    async with opened(f"cache,block=4M,size=64M::delay,read=1ms::{image}") as export:
+        await read(export.source, 0, 2 * block)
+        await read(export.source, block, 2 * block)
         figures = parsed([export])
         assert value(figures, "nbdfs_source_hits_total", layer="cache") == 1
         assert value(figures, "nbdfs_source_misses_total", layer="cache") == 3
-        assert value(figures, "nbdfs_source_resident_bytes", layer="cache") == 3 << 20
+        assert value(figures, "nbdfs_source_resident_bytes", layer="cache") == 3 * block
         assert value(figures, "nbdfs_source_evictions_total", layer="cache") == 0
-        await read(export.source, 16 << 20, 16 << 20)
+        for at in range(16, 32, 4):
+            await read(export.source, at * block, 4 * block)
         figures = parsed([export])
     assert value(figures, "nbdfs_source_evictions_total", layer="cache") >= 3
 
