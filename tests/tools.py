@@ -21,6 +21,17 @@ def key_file(path: Path, content: bytes) -> Path:
     return path
 
 
+def luks_by_qemu(image: Path, key: Path, size: int | str, *, options: str = "") -> None:
+    """An empty LUKS1 image of so many bytes of data; `options` are more of qemu-img's."""
+    words = ["qemu-img", "create", "-q", "-f", "luks", "--object", f"secret,id=s,file={key}"]
+    words += ["-o", f"key-secret=s,iter-time=10{options}", str(image), str(size)]
+    for _ in range(20):  # qemu gives up where it cannot measure how long its key derivation takes, on a busy machine
+        made = subprocess.run(words, capture_output=True, text=True, timeout=TIMEOUT)
+        if "accurate CPU usage" not in made.stderr:
+            break
+    assert made.returncode == 0, made.stderr
+
+
 def nbdfs(*words: str | Path, stdin: bytes | None = None, status: int = 0) -> subprocess.CompletedProcess[bytes]:
     """Run a command to its end.  It must end with `status` and, if that is not 0, say why in one line."""
     done = subprocess.run(command(*words), input=stdin, capture_output=True, timeout=TIMEOUT)

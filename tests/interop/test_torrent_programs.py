@@ -19,7 +19,7 @@ import trio
 
 from nbdfs.source import read
 from nbdfs.stack import open_stack
-from tests.tools import command, complaint, nbdfs
+from tests.tools import command, complaint, luks_by_qemu, nbdfs
 from tests.torrents import ALONE, PIECE, VERSIONS, make_torrent, noise, seeding, tracking, write_files
 
 SECONDS = 60.0
@@ -280,9 +280,8 @@ def test_qemu_boots_an_iso_from_a_half_downloaded_torrent(tmp_path: Path) -> Non
 async def test_luks_over_a_torrent(tmp_path: Path) -> None:
     key, image = tmp_path / "key", tmp_path / "disk.luks"
     key.write_bytes(b"secret")
+    luks_by_qemu(image, key, "2M")
     secret = f"secret,id=s,file={key}"
-    subprocess.run(["qemu-img", "create", "-q", "-f", "luks", "--object", secret, "-o", "key-secret=s,iter-time=10",
-                    image, "2M"], check=True)  # fmt: skip
     options = f"driver=luks,key-secret=s,file.filename={image}"
     subprocess.run(["qemu-io", "-c", "write -P 0x5a 1M 4k", "--object", secret, "--image-opts", options],
                    check=True, stdout=subprocess.DEVNULL)  # fmt: skip
