@@ -223,10 +223,10 @@ async def test_depth_has_an_end() -> None:
 
 async def test_a_script_that_hangs_is_ended(tmp_path: Path) -> None:
     mark = tmp_path / "pid"
-    with pytest.raises(DataError, match=r"the script took longer than 0.3 s"):
-        await content(f"<(sleep 100 & echo $! >{mark}; wait)", timeout=0.3)
+    with pytest.raises(DataError, match=r"the script took longer than 2 s"):
+        await content(f"<(sleep 100 & echo $! >{mark}; wait)", timeout=2)
     pid = mark.read_text().strip()
-    with trio.fail_after(5):
+    with trio.fail_after(30):
         while Path(f"/proc/{pid}/stat").exists() and " Z " not in Path(f"/proc/{pid}/stat").read_text():
             await trio.sleep(0.01)
 

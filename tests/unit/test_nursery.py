@@ -19,7 +19,7 @@ async def test_an_error_of_the_block_is_raised_itself() -> None:
 
 
 async def test_its_tasks_end_with_the_block() -> None:
-    with trio.fail_after(5):
+    with trio.fail_after(30):
         async with serving_nursery() as nursery:
             nursery.start_soon(trio.sleep_forever)
 
