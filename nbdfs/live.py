@@ -139,6 +139,9 @@ class Exports:
         return export
 
     async def _failed(self, export: Export) -> None:
+        """A source has ended by itself: others go on without it, but not what had nothing else to offer."""
+        if not export.name:
+            raise UserError(f"{export.description} failed, and there is nothing else here: the end")
         if self._exports.get(export.name) is export:
             await self._take_away(export)
 

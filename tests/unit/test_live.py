@@ -188,11 +188,11 @@ async def test_a_failed_change_changes_nothing() -> None:
         assert exports.leaving == [old]
 
 
-async def test_a_source_that_fails_by_itself_is_taken_away(caplog: pytest.LogCaptureFixture) -> None:
-    crash = trio.Event()
+def mortal(crash: trio.Event) -> Callable[[], AbstractAsyncContextManager[Source]]:
+    """A source that fails by itself once `crash` is set."""
 
     @asynccontextmanager
-    async def mortal() -> AsyncIterator[Source]:
+    async def opened() -> AsyncIterator[Source]:
         async def die() -> None:
             await crash.wait()
             raise ZeroDivisionError("a fault in the source")
@@ -202,9 +202,24 @@ async def test_a_source_that_fails_by_itself_is_taken_away(caplog: pytest.LogCap
             yield Probe([])
             nursery.cancel_scope.cancel()
 
+    return opened
+
+
+async def test_what_has_one_source_ends_with_it(caplog: pytest.LogCaptureFixture) -> None:
+    crash = trio.Event()
+    with pytest.raises(UserError, match="failed, and there is nothing else here"), trio.fail_after(30):
+        async with live.opened() as exports:
+            await exports.open_all({"": made_of(mortal(crash))})
+            crash.set()
+            await trio.sleep_forever()
+    assert "a fault in the source" in caplog.text
+
+
+async def test_a_source_that_fails_by_itself_is_taken_away(caplog: pytest.LogCaptureFixture) -> None:
+    crash = trio.Event()
     async with shop() as (exports, front_end):
         await exports.add("well", plan("null:1M"))
-        ill = await exports.add("ill", made_of(mortal))
+        ill = await exports.add("ill", made_of(mortal(crash)))
         crash.set()
         await ill.closed.wait()
         assert list(front_end.offers) == ["well"]
