@@ -60,7 +60,9 @@ async def _open(argument: str, options: NbdOptions, context: OpenContext) -> Asy
     from nbdfs.backends.nbd.remote import Remote
     from nbdfs.backends.readahead import readahead
     from nbdfs.captive import captive
-    from nbdfs.nbd.client import ClientOptions, connected, target_of_captive, target_of_descriptor, target_of_uri
+    from nbdfs.nbd.client import connected
+    from nbdfs.nbd.links import ClientOptions
+    from nbdfs.nbd.target import target_of_captive, target_of_descriptor, target_of_uri
     from nbdfs.source import ALLOCATION, RESIDENT
 
     if not 1 <= options.connections <= _MOST_CONNECTIONS:

@@ -67,10 +67,10 @@ class Remote(Source):
         self._long = _LONG if not client.server.extended else MAX_SIZE
 
     def statistics(self) -> Mapping[str, int]:
-        return {"connections": self.client.connections, "reconnects_total": self.client.reconnects}
+        return {"connections": self.client.links.connections, "reconnects_total": self.client.links.reconnects}
 
     def health(self) -> Health:
-        return self.client.health()
+        return self.client.links.health()
 
     async def pread_into(self, buffer: memoryview, offset: int) -> None:
         if len(buffer) <= self._maximum:
@@ -98,7 +98,7 @@ class Remote(Source):
         await _all(part, pieces(offset, len(data), self._maximum))
 
     def poller(self) -> Callable[[], bool]:
-        return self.client.poll
+        return self.client.links.poll
 
     async def flush(self) -> None:
         """Nothing to do if nothing was changed: the end of a mount that was only read waits for no server."""

@@ -13,9 +13,12 @@ from nbdfs.checked import Checked
 from nbdfs.errors import UserError
 from nbdfs.info import facts
 from nbdfs.info.facts import Facts
-from nbdfs.nbd.client import ClientOptions, Target, connected, list_exports, target_of_captive, target_of_uri
+from nbdfs.nbd.client import connected
+from nbdfs.nbd.entering import list_exports
+from nbdfs.nbd.links import ClientOptions
 from nbdfs.nbd.proto import constants as nbd
 from nbdfs.nbd.proto.answers import RemoteExport, ServerFacts
+from nbdfs.nbd.target import Target, target_of_captive, target_of_uri
 from nbdfs.nbd.uri import Uri
 from nbdfs.stack import Plan
 

@@ -20,7 +20,9 @@ import trio.testing
 
 from nbdfs.checked import Checked
 from nbdfs.errors import UserError
-from nbdfs.nbd.client import Client, list_exports, target_of_uri
+from nbdfs.nbd.client import Client
+from nbdfs.nbd.entering import list_exports
+from nbdfs.nbd.target import target_of_uri
 from nbdfs.nbd.uri import parse_uri
 from nbdfs.source import ALLOCATION, HOLE, ZERO, Caps, Extent, read
 from nbdfs.spec import Segment, Spec
@@ -151,7 +153,7 @@ async def all_up(source: Checked) -> Client:
     """The client of the source, once it has its four connections."""
     client: Client = source.below.client  # type: ignore[attr-defined]
     with trio.fail_after(30):
-        while client.connections < 4:
+        while client.links.connections < 4:
             await trio.sleep(0.01)
     return client
 
@@ -181,7 +183,7 @@ async def test_long_requests_do_not_drive_all_others_to_one_connection() -> None
         for length in [MIB] * 3 + [4096] * 40:
             nursery.start_soon(read, source, 0, length)
         await trio.testing.wait_all_tasks_blocked()
-        assert max(len(link.mux._in_flight) for link in client._links) <= 16
+        assert max(len(link.mux._in_flight) for link in client.links._all) <= 16
         with trio.fail_after(30):
             await source.pwrite(memoryview(bytes(4096)), MIB)
         nursery.cancel_scope.cancel()
@@ -299,7 +301,7 @@ async def test_a_thousand_reconnects(tmp_path: Path, argv: list[str]) -> None:
         async with open_stack(f"nbd,connections=1,readahead=0::nbd+unix:///?socket={tmp_path}/socket") as source:
             client = source.below.client  # type: ignore[attr-defined]
             for number in range(1000):
-                client._links[0].mux._channel.close()
+                client.links._all[0].mux._channel.close()
                 with trio.fail_after(30):
                     assert await read(source, number, 100) == bytes(100)
     assert len(os.listdir("/proc/self/fd")) < before + 100

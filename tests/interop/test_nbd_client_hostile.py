@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 
-import nbdfs.nbd.client
+import nbdfs.nbd.entering
 from nbdfs.errors import UserError
 from nbdfs.nbd.proto import constants as nbd
 from nbdfs.source import read
@@ -127,7 +127,7 @@ async def endless_replies(stream: trio.SocketStream) -> None:
 async def test_refused_at_the_start_in_one_line(
     serve: Serve, complaint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(nbdfs.nbd.client, "_HANDSHAKE_TIMEOUT", 1.0 if serve is silent else 30.0)
+    monkeypatch.setattr(nbdfs.nbd.entering, "_HANDSHAKE_TIMEOUT", 1.0 if serve is silent else 30.0)
     async with server(tmp_path, serve) as uri:
         with trio.fail_after(60), pytest.raises(UserError, match=complaint) as caught:
             async with open_stack(uri):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nbdfs.nbd.client import ClientOptions, connected, target_of_uri
+from nbdfs.nbd.client import connected
+from nbdfs.nbd.links import ClientOptions
+from nbdfs.nbd.target import target_of_uri
 from nbdfs.nbd.uri import parse_uri
 from nbdfs.source import ALLOCATION, HOLE, ZERO, Extent, read
 from nbdfs.stack import open_stack
