@@ -62,13 +62,16 @@ class Seeder:
     def __init__(
         self, torrent: Path, folder: Path, upload_limit: int = 0, *, complete: bool = True, **more: object
     ) -> None:
+        params = libtorrent.load_torrent_file(str(torrent))
         settings = {
             "listen_interfaces": "127.0.0.1:0", "enable_dht": False, "enable_lsd": False, "enable_upnp": False,
             "enable_natpmp": False, "allow_multiple_connections_per_ip": True,
+            # Two sessions that connect to each other at the same moment may each end the other's connection: a seeder
+            # that asks the tracker twice, once for each hash, can hear of a reader that is just connecting.
+            "seeding_outgoing_connections": not params.info_hashes.has_v2(),
             "stop_tracker_timeout": 0, "alert_mask": 0, **more,
         }  # fmt: skip
         self.session: Any = libtorrent.session(settings)
-        params = libtorrent.load_torrent_file(str(torrent))
         params.save_path = str(folder)
         if complete:
             params.flags |= libtorrent.torrent_flags.seed_mode
