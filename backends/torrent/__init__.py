@@ -1,8 +1,9 @@
 """The `torrent` source: files of a torrent, fetched from their peers as they are read.
 
 Only the record is here.  The parts: `bencode`, `metainfo`, `magnet` and `names` read what a torrent says of itself,
-`opening` joins its swarm, `session` is libtorrent on trio, `torrent` knows the pieces, `cache` where they lie, and
-`reader` is a file as a source.
+`opening` joins its swarm, `session` is libtorrent on trio, `torrent` is what is looked after in it (its `membership`,
+`pieces`, `room`, `company` and `seeding`), `cache` and `layout` know where pieces lie, and `reader` is a file as a
+source.
 """
 
 from __future__ import annotations
@@ -118,7 +119,7 @@ def _check(options: Options) -> None:
 def _prefetch(torrent: Any, file: Any, amount: int) -> None:
     length = file.length if amount == EVERYTHING else min(amount, file.length)
     if length:
-        torrent.prefetch(torrent.pieces(file, 0, length))
+        torrent.pieces.prefetch(torrent.pieces.of(file, 0, length))
 
 
 def _describe(argument: str, options: Options) -> Mapping[str, Any]:

@@ -13,9 +13,10 @@ from nbdfs.backends.torrent import magnet, metainfo, session
 from nbdfs.backends.torrent.bencode import BencodeError
 from nbdfs.backends.torrent.cache import Cache
 from nbdfs.backends.torrent.loading import load
+from nbdfs.backends.torrent.membership import resumed
 from nbdfs.backends.torrent.metainfo import Metainfo, MetainfoError
 from nbdfs.backends.torrent.session import Session
-from nbdfs.backends.torrent.torrent import Torrent, resumed
+from nbdfs.backends.torrent.torrent import Torrent
 from nbdfs.errors import UserError
 from nbdfs.nursery import serving_nursery
 from nbdfs.source import CLOSE_TIMEOUT

@@ -41,10 +41,10 @@ class TorrentFile(Source):
 
     async def pread_into(self, buffer: memoryview, offset: int) -> None:
         torrent = self._torrent
-        pieces = torrent.pieces(self._file, offset, len(buffer))
+        pieces = torrent.pieces.of(self._file, offset, len(buffer))
         self._ahead.follow(offset, len(buffer), pieces.stop)
-        torrent.touch(pieces)
-        missing = torrent.missing(pieces)
+        torrent.room.touch(pieces)
+        missing = torrent.pieces.missing(pieces)
         self._hits += len(pieces) - missing
         self._misses += missing
         if not missing:
@@ -52,8 +52,8 @@ class TorrentFile(Source):
             if done == len(buffer):
                 return
             buffer, offset = buffer[done:], offset + done
-        with torrent.claimed(pieces):
-            await torrent.arrived(pieces)
+        with torrent.pieces.claimed(pieces):
+            await torrent.pieces.arrived(pieces)
             done = torrent.cache.read_now(self._file.index, buffer, offset)
             if done < len(buffer):
                 await trio.to_thread.run_sync(torrent.cache.read, self._file.index, buffer[done:], offset + done)
@@ -63,9 +63,9 @@ class TorrentFile(Source):
         return {
             "hits_total": self._hits,
             "misses_total": self._misses,
-            "evictions_total": torrent.dropped,
-            "resident_bytes": torrent.here_of(self._file),
-            "peers": torrent.peers,
+            "evictions_total": torrent.room.dropped,
+            "resident_bytes": torrent.pieces.here_of(self._file),
+            "peers": torrent.company.peers,
         }
 
     def fetching(self) -> Fetching:
@@ -75,17 +75,18 @@ class TorrentFile(Source):
         return Health.STALLED if self._torrent.starving else Health.OK
 
     async def cache(self, offset: int, length: int) -> None:
-        pieces = self._torrent.pieces(self._file, offset, length)
-        with self._torrent.claimed(pieces):
-            await self._torrent.arrived(pieces)
+        pieces = self._torrent.pieces
+        wanted = pieces.of(self._file, offset, length)
+        with pieces.claimed(wanted):
+            await pieces.arrived(wanted)
 
     async def extents(self, offset: int, length: int, *, context: str = ALLOCATION, one: bool = False) -> list[Extent]:
         if context == ALLOCATION:  # what is not here yet is data all the same
             return [Extent(offset, length, 0)]
-        size, start = self._torrent.metainfo.piece_length, self._file.offset
+        pieces, size, start = self._torrent.pieces, self._torrent.metainfo.piece_length, self._file.offset
         found: list[Extent] = []
-        for piece in self._torrent.pieces(self._file, offset, length):
-            flags = 0 if self._torrent.here[piece] else HOLE
+        for piece in pieces.of(self._file, offset, length):
+            flags = 0 if pieces.here[piece] else HOLE
             low, high = max(offset, piece * size - start), min(offset + length, (piece + 1) * size - start)
             if found and found[-1].flags == flags:
                 found[-1] = Extent(found[-1].offset, high - found[-1].offset, flags)
@@ -104,20 +105,21 @@ class ReadAhead:
     """
 
     def __init__(self, torrent: Torrent, file: File) -> None:
-        self._torrent = torrent
+        self._pieces = torrent.pieces
+        self._company = torrent.company
         self._file = file
         self._streams: deque[_Stream] = deque(maxlen=_STREAMS)  # the one read last at the end
         self._largest = _LARGEST_WINDOW
-        torrent.in_crowd.append(self.in_crowd)
-        if torrent.room:
-            self._largest = min(self._largest, torrent.room * torrent.metainfo.piece_length // 2)
+        torrent.company.in_crowd.append(self.in_crowd)
+        if torrent.room.limit:
+            self._largest = min(self._largest, torrent.room.limit * torrent.metainfo.piece_length // 2)
 
     def follow(self, offset: int, length: int, end: int) -> None:
         """A read of this range has come; `end` is the first piece after it."""
         stream = self._stream(offset)
         if stream is None:
             if len(self._streams) == _STREAMS:
-                self._torrent.release(self._streams.popleft().claimed)
+                self._pieces.release(self._streams.popleft().claimed)
             stream = _Stream(offset + length, end)
             self._streams.append(stream)
             if offset == 0:  # whoever begins at the beginning mostly goes on
@@ -127,7 +129,7 @@ class ReadAhead:
         if offset + length <= stream.next:
             return  # a part read again
         stream.next = offset + length
-        first = _CROWD_WINDOW if self._torrent.crowd else _FIRST_WINDOW
+        first = _CROWD_WINDOW if self._company.crowd else _FIRST_WINDOW
         stream.window = min(max(stream.window * 4, first), self._largest)
         if stream.next + stream.window > stream.asked + stream.window // 4 or stream.top < end:
             self._advance(stream, end)
@@ -137,13 +139,13 @@ class ReadAhead:
         for stream in self._streams:
             if stream.window:
                 stream.window = max(stream.window, min(_CROWD_WINDOW, self._largest))
-                self._advance(stream, self._torrent.pieces(self._file, stream.next - 1, 1).stop)
+                self._advance(stream, self._pieces.of(self._file, stream.next - 1, 1).stop)
 
     def close(self) -> None:
         """Want nothing any more."""
-        self._torrent.in_crowd.remove(self.in_crowd)
+        self._company.in_crowd.remove(self.in_crowd)
         while self._streams:
-            self._torrent.release(self._streams.pop().claimed)
+            self._pieces.release(self._streams.pop().claimed)
 
     def _stream(self, offset: int) -> _Stream | None:
         for stream in reversed(self._streams):
@@ -156,20 +158,20 @@ class ReadAhead:
 
     def _advance(self, stream: _Stream, end: int) -> None:
         """Let go of what has come or lies behind, and claim up to the end of the window."""
-        torrent, claimed = self._torrent, stream.claimed
-        kept = [piece for piece in claimed if piece >= end and not torrent.here[piece]]
-        gone = [piece for piece in claimed if piece < end or torrent.here[piece]]
+        pieces, claimed = self._pieces, stream.claimed
+        kept = [piece for piece in claimed if piece >= end and not pieces.here[piece]]
+        gone = [piece for piece in claimed if piece < end or pieces.here[piece]]
         stream.asked = stream.next + stream.window
         length = min(stream.next + stream.window, self._file.length) - stream.next
         if length > 0:
             top = max(stream.top, end)
-            fresh = range(top, torrent.pieces(self._file, stream.next, length).stop)
-            missing = [piece for piece in fresh if not torrent.here[piece]]
-            torrent.claim(missing, _LEAST_WAIT)
+            fresh = range(top, pieces.of(self._file, stream.next, length).stop)
+            missing = [piece for piece in fresh if not pieces.here[piece]]
+            pieces.claim(missing, _LEAST_WAIT)
             kept += missing
             stream.top = max(top, fresh.stop)
         stream.claimed = kept
-        torrent.release(gone)
+        pieces.release(gone)
 
 
 class _Stream:

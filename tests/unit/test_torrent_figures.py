@@ -8,15 +8,15 @@ import pytest
 
 pytest.importorskip("libtorrent", reason="the torrent extra is not installed")
 
-from nbdfs.backends.torrent.torrent import Torrent
+from nbdfs.backends.torrent.pieces import Pieces
 
 PIECE = 100
 
 
-def torrent(here: list[int]) -> Torrent:
-    """A torrent of which only the facts that are counted are real."""
-    made = Torrent.__new__(Torrent)
-    made.metainfo = SimpleNamespace(piece_length=PIECE)  # type: ignore[assignment]
+def pieces(here: list[int]) -> Pieces:
+    """Pieces of a torrent, of which only the facts that are counted are real."""
+    made = Pieces.__new__(Pieces)
+    made._metainfo = SimpleNamespace(piece_length=PIECE)  # type: ignore[assignment]
     made.here = bytearray(here)
     return made
 
@@ -38,4 +38,4 @@ def torrent(here: list[int]) -> Torrent:
 )
 def test_bytes_here(offset: int, length: int, here: list[int], bytes_: int) -> None:
     file = SimpleNamespace(offset=offset, length=length)
-    assert torrent(here).here_of(file) == bytes_  # type: ignore[arg-type]
+    assert pieces(here).here_of(file) == bytes_  # type: ignore[arg-type]

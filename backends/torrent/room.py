@@ -1,0 +1,58 @@
+"""The room that pieces take in the cache: which is unused for longest, and when some must go.
+
+Invariants: pieces that are here are in `_used` if there is a limit; a piece with a claim is never given up.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Container, Iterable
+
+import trio
+
+_FEWEST_PIECES = 8  # that a cache must hold: reads in flight and a little ahead
+_KEEP = 0.75  # share of the cache that is left when it overflowed
+
+
+class Room:
+    """Room for `limit` pieces; 0 for no limit."""
+
+    def __init__(self, cache_size: int, piece_length: int) -> None:
+        self.limit = max(cache_size // piece_length, _FEWEST_PIECES) if cache_size else 0
+        self.dropped = 0  # pieces that had to make room
+        self._used: OrderedDict[int, None] = OrderedDict()  # pieces here, the one unused for longest first
+        self._full = trio.Event()
+
+    def take(self, piece: int) -> None:
+        """A piece has come."""
+        if self.limit:
+            self._used[piece] = None
+            self.check()
+
+    def touch(self, pieces: range) -> None:
+        """Note that pieces are in use, for the choice of what to drop."""
+        if self.limit:
+            for piece in pieces:
+                if piece in self._used:
+                    self._used.move_to_end(piece)
+
+    def check(self) -> None:
+        """Have `keep` look whether something must go."""
+        if self.limit and len(self._used) > self.limit:
+            self._full.set()
+
+    async def keep(self, claimed: Container[int], drop: Callable[[list[int]], Awaitable[None]]) -> None:
+        """Have pieces that are not claimed dropped whenever there is no room, until cancelled."""
+        while True:
+            await self._full.wait()
+            self._full = trio.Event()
+            keep = int(self.limit * _KEEP)
+            idle = [piece for piece in self._used if piece not in claimed]
+            if excess := idle[: len(self._used) - keep]:
+                await drop(excess)
+
+    def leave(self, pieces: Iterable[int]) -> None:
+        """These pieces are dropped."""
+        for piece in pieces:
+            self.dropped += 1
+            del self._used[piece]
