@@ -46,6 +46,11 @@ class Company:
         """Peers that are connected, as of the last second."""
         return self.status.num_peers if self.status else 0
 
+    @property
+    def candidates(self) -> int:
+        """Peers that libtorrent knows and might connect to."""
+        return self.status.connect_candidates if self.status else 0
+
     def patience(self) -> float:
         """Seconds that a read waits before it insists on a piece that it claimed."""
         return _PATIENCE + random.random() * _PATIENCE_EACH * self.crowd if self.crowd else math.inf  # noqa: S311

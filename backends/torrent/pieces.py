@@ -30,6 +30,14 @@ _STEP = 10  # milliseconds between the deadlines of pieces wanted together
 _POLITE = 4  # libtorrent's default priority
 
 
+class _Arrival:
+    """That of a piece: `settled` once it is here, or will not come for now because of `trouble`."""
+
+    def __init__(self) -> None:
+        self.settled = trio.Event()
+        self.trouble = ""
+
+
 class Pieces:
     """The pieces of a torrent, for those who read them."""
 
@@ -44,9 +52,8 @@ class Pieces:
         self._room = room
         self._metainfo = metainfo
         self._options = options
-        self._arrivals: dict[int, trio.Event] = {}
+        self._arrivals: dict[int, _Arrival] = {}  # those waited for
         self._trouble = ""  # the disk's or libtorrent's last error
-        self._troubles = 0
         company.in_crowd.append(self._be_polite)
 
     # -- which are here
@@ -150,16 +157,16 @@ class Pieces:
     def came(self, piece: int) -> None:
         """libtorrent has the piece, and its hash is right."""
         self.here[piece] = 1
-        event = self._arrivals.pop(piece, None)
-        if event is not None:
-            event.set()
+        arrival = self._arrivals.pop(piece, None)
+        if arrival is not None:
+            arrival.settled.set()
 
     def fail(self, trouble: str) -> None:
         """Fetching met trouble: present waiters fail, later ones try again."""
         self._trouble = trouble
-        self._troubles += 1
-        for event in self._arrivals.values():
-            event.set()
+        for arrival in self._arrivals.values():
+            arrival.trouble = trouble
+            arrival.settled.set()
         self._arrivals.clear()
 
     async def _arrived(self, piece: int) -> None:
@@ -169,15 +176,14 @@ class Pieces:
         patience = self._company.patience()
         try:
             while not self.here[piece]:
-                troubles = self._troubles
-                event = self._arrivals.setdefault(piece, trio.Event())
+                arrival = self._arrivals.setdefault(piece, _Arrival())
                 with trio.move_on_after(patience) as scope:
-                    await event.wait()
+                    await arrival.settled.wait()
                 if scope.cancelled_caught:
                     patience = math.inf
                     self._want(piece, 0)
-                if not self.here[piece] and self._troubles != troubles:
-                    raise SourceError(errno.EIO, self._trouble, where="torrent", retryable=True)
+                if not self.here[piece] and arrival.trouble:
+                    raise SourceError(errno.EIO, arrival.trouble, where="torrent", retryable=True)
         finally:
             self.waiting[piece] -= 1
             if not self.waiting[piece]:

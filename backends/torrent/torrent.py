@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 _TICK = 1.0  # seconds between two looks at peers, limits and resume data
 _GLANCE = 0.1  # seconds between two looks at who is connected, while somebody waits
 _SAVE_EVERY = 60  # ticks
+_TOO_LONELY = 5  # ticks without a peer, though some are known, after which the torrent joins anew
 _VERIFY_TIMEOUT = 2.0  # seconds
 
 
@@ -123,7 +124,9 @@ class Torrent:
                 continue
             self._session.session.post_torrent_updates()
             lonely = lonely + 1 if self.pieces.waiting and not self.company.peers else 0
-            if lonely:
+            if lonely and lonely % _TOO_LONELY == 0 and self.company.candidates:
+                await self._drop([])  # libtorrent may keep from a peer that it lost over a second connection to it
+            elif lonely:
                 self.company.look_for_peers(lonely)
             if ticks % _SAVE_EVERY == 0 and self._membership.unsaved:
                 await self.save()

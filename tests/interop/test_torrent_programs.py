@@ -259,7 +259,7 @@ def bootable_iso(size: int) -> bytes:
 
 @pytest.mark.root
 def test_qemu_boots_an_iso_from_a_half_downloaded_torrent(tmp_path: Path) -> None:
-    size = 8 << 20
+    size = 64 << 20  # far more than is fetched ahead of a boot
     write_files(tmp_path, {"dvd.iso": bootable_iso(size)})
     cache = tmp_path / "cache"
     with tracking() as tracker:
