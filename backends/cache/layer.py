@@ -38,6 +38,7 @@ from nbdfs.source import (
     Source,
     read,
 )
+from nbdfs.undo import unless_done
 
 _IN_MEMORY = 256 << 20  # bytes kept where the size is not given
 _ON_DISK = 8 << 30
@@ -203,11 +204,8 @@ class Cache(Layer):
 
     async def _write_below(self, data: memoryview, offset: int, *, fua: bool) -> None:
         first, last = self._blocks.touched(offset, len(data))
-        try:
+        with unless_done(lambda: self._blocks.remove(first, last)):  # nobody knows how much of it is done
             await self.below.pwrite(data, offset, fua=fua)
-        except BaseException:  # also when cancelled: nobody knows how much of it is done
-            self._blocks.remove(first, last)
-            raise
 
     async def flush(self) -> None:
         await self._write_back.run()
@@ -244,11 +242,8 @@ class Cache(Layer):
         first, last = self._blocks.touched(offset, length)
         async with self._lock.hold(first, last - first):
             await self._write_back.run(first, last)
-            try:
+            with unless_done(lambda: self._blocks.remove(first, last)):
                 yield
-            except BaseException:
-                self._blocks.remove(first, last)
-                raise
 
 
 @asynccontextmanager

@@ -119,7 +119,7 @@ class Digest:
             flow.send(httpx2.Response(401, headers={"www-authenticate": headers["www-authenticate"]}))
         except StopIteration:
             return
-        except (httpx2.ProtocolError, NotImplementedError, ValueError) as error:
+        except (httpx2.ProtocolError, NotImplementedError, ValueError) as error:  # the second: an algorithm it lacks
             raise WireError(f"cannot answer its digest challenge: {error}") from error
 
     def authorization(self, method: str, url: str) -> str:
