@@ -48,14 +48,26 @@ def background() -> Callable[[], None]:
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[Callable[[], Awaitable[None]]]:
-    """While the block runs a stop signal does not end the process; what is given here returns once one has come."""
-    with trio.open_signal_receiver(*STOP_SIGNALS) as signals:
+    """While the block runs a stop signal does not end the process; what is given here returns once one has come.
 
-        async def stopped() -> None:
-            async for _ in signals:
-                return
+    After that none does any more: the process is on its way out, and what it cleans up at the end it shall clean up.
+    """
+    asked = False
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in STOP_SIGNALS}
+    try:
+        with trio.open_signal_receiver(*STOP_SIGNALS) as signals:
 
-        yield stopped
+            async def stopped() -> None:
+                nonlocal asked
+                async for _ in signals:
+                    asked = True
+                    return
+
+            yield stopped
+    finally:
+        if not asked:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 @contextlib.contextmanager

@@ -126,3 +126,13 @@ def test_detached_by_somebody_while_a_request_waits(mount_data_plane: Mounter) -
         reader.kill()
     subprocess.run(["umount", "-l", str(mounted.file)], check=True)
     assert mounted.process.wait(SECONDS) == 0
+
+
+def test_stop_signals_that_come_twice_do_not_leave_the_placeholder_behind(mount: Mounter) -> None:
+    """As make and timeout send them, to the process and to its group."""
+    mounted = mount("memory:1M")
+    while mounted.process.poll() is None:
+        mounted.process.send_signal(signal.SIGTERM)
+        time.sleep(0.001)
+    assert mounted.process.returncode == 0
+    assert not mounted.file.exists()
