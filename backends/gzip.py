@@ -17,6 +17,7 @@ from nbdfs.unpacking import DamagedError, Format, Frame, Packed, open_unpacked
 _SPAN = 1 << 20  # bytes of the image from place to place at first; doubled when there are too many places
 _MOST = 2048  # places, each with a state of about 40 KiB
 _STEP = 1 << 20  # bytes unpacked at once
+_MAGIC = b"\x1f\x8b"
 _GZIP = 31  # zlib's window bits: 32 KiB and a gzip header
 
 
@@ -26,6 +27,9 @@ class Gzip:
     name = "gzip"
 
     def index(self, packed: Packed) -> list[Frame]:
+        if packed.read(len(_MAGIC)) not in (_MAGIC, b""):
+            raise DamagedError("it begins like something else")
+        packed.seek(0)
         frames: list[Frame] = []
         span = _SPAN
         stream = _Stream(packed, None)

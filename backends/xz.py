@@ -14,13 +14,14 @@ from contextlib import AbstractAsyncContextManager
 
 from nbdfs.registry import LayerDriver, NoOptions, OpenContext
 from nbdfs.source import Source
-from nbdfs.unpacking import DamagedError, Format, Frame, Packed, open_unpacked
+from nbdfs.unpacking import DamagedError, Format, Frame, Packed, check_frames, open_unpacked
 
 _MAGIC = b"\xfd7zXZ\0"
 _FOOTER = struct.Struct("<II2s2s")  # CRC of the rest, size of the index, flags, magic
 _FOOTER_MAGIC = b"YZ"
 _EDGE = 12  # bytes of a header and of a footer
 _LARGEST_INDEX = 64 << 20  # bytes
+_PADDING = 256 << 10  # bytes of it looked at together
 _MEMORY = 1 << 30  # bytes a decompressor may take
 _STEP = 1 << 20  # bytes unpacked at once
 
@@ -31,14 +32,17 @@ class Xz:
     name = "xz"
 
     def index(self, packed: Packed) -> list[Frame]:
+        if packed.size == 0:
+            raise DamagedError("it is empty")
+        if packed.read(len(_MAGIC)) != _MAGIC:  # else a disk of zeroes would be taken for padding
+            raise DamagedError("it begins like something else")
         blocks: list[tuple[int, int, bytes, int]] = []  # packed at, size, header, packed size; from the last backwards
         end = packed.size
         while end:
             end = _before_padding(packed, end)
             found, end = _read_stream(packed, end)
             blocks += reversed(found)
-        if not blocks and packed.size == 0:
-            raise DamagedError("it is empty")
+            check_frames(len(blocks))
         frames = []
         start = 0
         for place, size, header, length in reversed(blocks):
@@ -63,13 +67,17 @@ class Xz:
 
 
 def _before_padding(packed: Packed, end: int) -> int:
-    """The end of the stream that ends before the zeroes at `end`."""
-    while end >= 4:
-        packed.seek(end - 4)
-        if packed.exactly(4) != bytes(4):
-            break
-        end -= 4
-    return end
+    """The end of the stream that ends before the zeroes at `end`, a multiple of four."""
+    stream = at = end
+    step = 4
+    while at and stream == at:
+        at = max(at - step, 0)
+        packed.seek(at)
+        stream = at + len(packed.exactly(stream - at).rstrip(b"\0"))
+        step = _PADDING
+    if (end - stream) % 4:
+        raise DamagedError("the padding at its end is no multiple of 4 bytes")
+    return stream
 
 
 def _read_stream(packed: Packed, end: int) -> tuple[list[tuple[int, int, bytes, int]], int]:
@@ -107,6 +115,7 @@ def _read_index(index: bytes) -> list[tuple[int, int]]:
     if index[0] != 0 or zlib.crc32(index[:-4]).to_bytes(4, "little") != index[-4:]:
         raise DamagedError("its index is damaged")
     count, at = _number(index, 1)
+    check_frames(count)
     records = []
     for _ in range(count):
         unpadded, at = _number(index, at)

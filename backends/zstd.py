@@ -12,7 +12,7 @@ from contextlib import AbstractAsyncContextManager
 
 from nbdfs.registry import LayerDriver, NoOptions, OpenContext
 from nbdfs.source import MAX_SIZE, Source
-from nbdfs.unpacking import DamagedError, Format, Frame, Packed, open_unpacked
+from nbdfs.unpacking import DamagedError, Format, Frame, Packed, check_frames, open_unpacked
 
 _MAGIC = 0xFD2FB528
 _SKIPPABLE = range(0x184D2A50, 0x184D2A60)
@@ -53,6 +53,7 @@ class Zstd:
             if size is None:  # it was packed from a pipe: only unpacking it tells
                 size = sum(len(piece) for piece in _pieces(packed.another(place)))
             frames.append(Frame(start, size, place))
+            check_frames(len(frames))
             start += size
         if packed.at > packed.size:
             raise DamagedError("it is truncated")
@@ -116,6 +117,7 @@ def _seek_table(packed: Packed) -> list[Frame] | None:
     at = packed.size - length - 8
     if length > _LARGEST_TABLE or at < 0:
         raise DamagedError("the size of its seek table makes no sense")
+    check_frames(count)
     packed.seek(at)
     if (_word(packed), _word(packed)) != (_SEEK_TABLE, length):
         raise DamagedError("its seek table is damaged")

@@ -30,9 +30,10 @@ log = logging.getLogger(__name__)
 _READ = 256 << 10  # bytes of packed data fetched at once
 _LONGEST = 16 << 20  # bytes of a frame that is unpacked when read
 _KEPT = 64 << 20  # bytes of unpacked frames in memory
+_MOST_FRAMES = 1 << 21  # what a file may make us hold
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Frame:
     """Bytes [start, start + size) of the image, packed from `packed` on; `state` is the format's own."""
 
@@ -44,6 +45,12 @@ class Frame:
 
 class DamagedError(Exception):
     """The packed data makes no sense; the message says where and why."""
+
+
+def check_frames(count: int) -> None:
+    """Raise DamagedError for more frames than are held in memory."""
+    if count > _MOST_FRAMES:
+        raise DamagedError(f"it is cut into more than {_MOST_FRAMES} pieces")
 
 
 class Packed:

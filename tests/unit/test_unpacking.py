@@ -16,7 +16,7 @@ from nbdfs.backends import gzip, xz, zstd
 from nbdfs.errors import UserError
 from nbdfs.source import Caps, read
 from nbdfs.stack import open_stack
-from nbdfs.unpacking import open_unpacked
+from nbdfs.unpacking import Format, open_unpacked
 from tests.devices import Ram
 
 
@@ -162,6 +162,31 @@ PACKED = {
     ).stdout,
     "zstd-checked": packed("zstd-checked", SMALL),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("format", [gzip.Gzip, xz.Xz, zstd.Zstd])
+async def test_a_disk_that_holds_something_else_is_not_looked_through(format: type[Format]) -> None:
+    base = Ram(bytes(64 << 20))
+    with pytest.raises(UserError, match=r"is no \w+ file"):
+        async with open_unpacked(base, format()):
+            pass
+    assert sum(length for _, length in base.names("read")) <= 1 << 20
+
+
+async def test_long_padding_of_an_xz_file_is_passed_over_in_large_steps() -> None:
+    base = Ram(packed("xz", SMALL) + bytes(4 << 20))
+    async with open_unpacked(base, xz.Xz()) as source:
+        assert await read(source, 0, len(SMALL)) == SMALL
+    assert len(base.names("read")) < 40
+
+
+@pytest.mark.parametrize("name", ["xz-blocks", "zstd"])
+async def test_more_pieces_than_fit_into_memory_are_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nbdfs.unpacking._MOST_FRAMES", 2)
+    data = PACKED.get(name) or packed(name, b"a") * 3
+    with pytest.raises(UserError, match="more than 2 pieces"):
+        async with open_unpacked(Ram(data), FORMATS.get(name, zstd.Zstd)()):
+            pass
 
 
 @given(st.sampled_from(sorted(PACKED)), st.lists(st.tuples(st.floats(0, 0.9999), st.integers(0, 255)), max_size=4))
