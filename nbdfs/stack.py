@@ -37,7 +37,7 @@ class Plan:
 
     def __str__(self) -> str:
         """The spec in canonical form, secrets left out."""
-        leaf = _PASSWORD.sub(r"\1***@", self.argument) if not self.argv else f"[ {' '.join(self.argv)} ]"
+        leaf = _without_password(self.argument) if not self.argv else f"[ {' '.join(self.argv)} ]"
         shown = _shown(self.source, self.options)
         is_path = self.source.name == "file" and leaf.startswith(("/", "."))
         if not (is_path or "://" in leaf or self.argv) or "," in shown:
@@ -112,7 +112,11 @@ def _shown(driver: Driver, options: Any) -> str:
 def _shown_value(option: Option, value: object) -> str:
     if option.kind.secret:
         return "***"
-    return str(plan(value)) if option.kind is SPEC and isinstance(value, str) else str(value)
+    return str(plan(value)) if option.kind is SPEC and isinstance(value, str) else _without_password(str(value))
+
+
+def _without_password(text: str) -> str:
+    return _PASSWORD.sub(r"\1***@", text)
 
 
 @asynccontextmanager

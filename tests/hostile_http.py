@@ -170,6 +170,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def fault_to_ftp(self) -> None:
         self.reply(302, Location="ftp://localhost/plain")
 
+    def fault_to_no_url(self) -> None:
+        self.reply(302, Location="http://[")
+
+    def fault_unquoted(self) -> None:
+        """What servers write that have heard of no %XX."""
+        self.reply(302, Location="/plain?a b\xc3\xa4")
+
     def fault_elsewhere(self) -> None:
         self.reply(302, Location=f"http://localhost:{self.server.server_port}/plain")  # type: ignore[attr-defined]
 
@@ -202,6 +209,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.part()
         else:
             self.reply(401, WWW_Authenticate='Digest realm="r", nonce="n", algorithm=SHA-256, qop="auth"')
+
+    def fault_digest_of_the_body(self) -> None:
+        self.reply(401, WWW_Authenticate='Digest realm="r", nonce="n", qop="auth-int"')
+
+    def fault_digest_unknown(self) -> None:
+        self.reply(401, WWW_Authenticate='Digest realm="r", nonce="n", algorithm=ROT13')
+
+    def fault_digest_malformed(self) -> None:
+        self.reply(401, WWW_Authenticate="Digest realm")
 
     def digest_is_right(self) -> bool:
         said = dict(re.findall(r'(\w+)="?([^",]+)"?', self.headers.get("Authorization", "")))
@@ -296,6 +312,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
         assert self.range
         first, last = self.range
         self.part(Content_Range=f"bytes {first + 1}-{last + 1}/{len(self.state.content)}")
+
+    def fault_absurd_size(self) -> None:
+        self.reply(206, b"x", Content_Range=f"bytes 0-0/{'9' * 5000}")
+
+    def fault_too_large(self) -> None:
+        self.reply(206, b"x", Content_Range=f"bytes 0-0/{1 << 63}")
+
+    def fault_absurd_length(self) -> None:
+        self.reply(416, Content_Range="bytes */" + "9" * 5000)
 
     def fault_no_content_range(self) -> None:
         if self.spoil():

@@ -9,9 +9,11 @@ import base64
 import http.cookiejar
 import logging
 import os
+import re
 import subprocess
 import urllib.parse
 import urllib.request
+import warnings
 from collections.abc import Mapping, Sequence
 
 import trio
@@ -25,6 +27,7 @@ from nbdfs.secret import Secret
 log = logging.getLogger(__name__)
 
 _SCRIPT_TIMEOUT = 30.0  # seconds
+_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")  # of a header: RFC 9110, 5.5
 _PLAIN = (("User-Agent", f"nbdfs/{nbdfs.__version__}"), ("Accept-Encoding", "identity"), ("Accept", "*/*"))
 
 
@@ -83,7 +86,10 @@ class Access:
             return True
 
     def challenge(self, method: str, url: str, headers: Mapping[str, str]) -> bool:
-        """Take in a 401 response: whether the same request, sent again, will answer it."""
+        """Take in a 401 response: whether the same request, sent again, will answer it.
+
+        Raises ValueError for a challenge that makes no sense or that nobody here can answer.
+        """
         asked = headers.get("www-authenticate", "").lower()
         if not self._user or not asked.startswith("digest") or not _same_origin(url, self.url):
             return False
@@ -123,7 +129,7 @@ class Access:
 
     async def _new_url(self) -> None:
         url = (await self._run("url-script", self._options.url_script)).strip()
-        if not url.startswith(("http://", "https://")):
+        if not is_url(url):
             raise UserError("url-script must print one http or https URL and nothing else")
         self.url, user, password = _split_login(url)
         self.final = self.url
@@ -142,6 +148,16 @@ class Access:
                 raise UserError(f"{what} ended with status {done.returncode}")
             return done.stdout.decode("utf-8", "surrogateescape")
         raise UserError(f"{what} was not done after {_SCRIPT_TIMEOUT:g} s")
+
+
+def is_url(text: str, *schemes: str) -> bool:
+    """Whether a request can be sent to `text` as it stands (RFC 3986); `schemes` are more than http and https."""
+    try:
+        parts = urllib.parse.urlsplit(text)
+        good = parts.scheme in ("http", "https", *schemes) and parts.hostname and (parts.port or 80) > 0
+    except ValueError:
+        return False
+    return bool(good) and text.isascii() and all(letter > " " for letter in text)
 
 
 def _split_login(url: str) -> tuple[str, str, str]:
@@ -173,6 +189,8 @@ def _parse_headers(text: str) -> list[tuple[str, str]]:
             continue
         if not colon or not name or not name.isascii() or set(name) & set(' \t()<>@,;\\"/[]?={}'):
             raise UserError("a header must be written 'Name: value', one a line")
+        if not _VALUE.fullmatch(value):
+            raise UserError(f"the header {name} has a character that HTTP cannot carry")
         headers.append((name, value.strip()))
     return headers
 
@@ -180,9 +198,16 @@ def _parse_headers(text: str) -> list[tuple[str, str]]:
 def _load_cookies(path: str) -> http.cookiejar.CookieJar:
     jar = http.cookiejar.MozillaCookieJar(path)
     try:
-        jar.load(ignore_discard=True, ignore_expires=True)
-    except OSError as error:
-        raise UserError(f"cookie-file: {error}") from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a traceback of whatever makes no sense to it
+            jar.load(ignore_discard=True, ignore_expires=True)
+    except http.cookiejar.LoadError as error:
+        raise UserError(f"cookie-file: {path} is no cookie file in Netscape format") from error
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise UserError(f"cookie-file: cannot read {path}: {reason}") from error
     for cookie in jar:
+        if not _VALUE.fullmatch(f"{cookie.name}={cookie.value}"):
+            raise UserError(f"cookie-file: the cookie {cookie.name} has a character that HTTP cannot carry")
         cookie.expires = cookie.expires or None  # curl writes 0 for a cookie of the session
     return jar

@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 import trio
 
-from nbdfs.backends.http.access import Access, read_text
+from nbdfs.backends.http.access import Access, is_url, read_text
 from nbdfs.backends.http.direct import Direct
 from nbdfs.backends.http.options import HttpOptions
 from nbdfs.backends.http.remote import BusyError, Remote
@@ -59,18 +59,14 @@ def _location(argument: str, options: HttpOptions) -> tuple[str, str]:
         if options.url_script:
             return "", ""
         raise UsageError("http: a URL is missing: http://HOST/PATH")
+    if not is_url(argument, "http+unix"):
+        raise UsageError(f"'{argument}' is not a URL: write http://HOST/PATH with special characters as %XX")
     parts = urllib.parse.urlsplit(argument)
     if parts.scheme == "http+unix":
         socket = urllib.parse.unquote(parts.netloc)
         if not socket.startswith("/"):
             raise UsageError("http+unix: write the socket's path in the host's place: http+unix://%2Frun%2Fsock/PATH")
         return urllib.parse.urlunsplit(("http", "localhost", parts.path or "/", parts.query, "")), socket
-    try:
-        good = parts.scheme in ("http", "https") and parts.hostname and (parts.port or 80) > 0
-    except ValueError:
-        good = False
-    if not good or not argument.isascii() or any(letter <= " " for letter in argument):
-        raise UsageError(f"'{argument}' is not a URL: write http://HOST/PATH with special characters as %XX")
     return urllib.parse.urldefrag(argument).url, ""
 
 
@@ -103,9 +99,10 @@ def _proxy(url: str, options: HttpOptions) -> Proxy | None:
         proxy = urllib.request.getproxies().get(parts.scheme, "")
     if proxy in ("", "none"):
         return None
-    split = urllib.parse.urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-    if split.scheme not in ("http", "https") or not split.hostname:
-        raise UsageError(f"http: {proxy} is no HTTP proxy: write http://HOST:PORT")
+    whole = proxy if "://" in proxy else f"http://{proxy}"
+    if not is_url(whole):
+        raise UsageError("http: what proxy= names is no HTTP proxy: write http://HOST:PORT")
+    split = urllib.parse.urlsplit(whole)
     password = split.password or ""
     if options.proxy_password:
         password = read_text(options.proxy_password, "Password at the proxy")

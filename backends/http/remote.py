@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import trio
 
-from nbdfs.backends.http.access import Access
+from nbdfs.backends.http.access import Access, is_url
 from nbdfs.backends.http.wire import Response, UnreachableError, UntrustedError, Wire, WireError
 from nbdfs.errors import SourceError, UserError
 
@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _MOST_HOPS = 10
+_URL_CHARACTERS = "".join(map(chr, range(0x21, 0x7F)))  # what `quote` leaves as it is
 _REDIRECTS = (301, 302, 303, 307, 308)
 _KEEPING_METHOD = (307, 308)
 _REFUSALS = (400, 401, 403, 404, 410)  # how servers say that a signed URL, a login or a redirect's target has expired
@@ -124,7 +125,7 @@ class Remote:
             async with response:
                 if response.status in _REDIRECTS:
                     url = self._target(method, url, response)
-                elif response.status == 401 and access.challenge(method, url, response.headers):
+                elif response.status == 401 and self._challenge(method, url, response):
                     log.debug("%s: answering a digest challenge", self.shown)
                 elif response.status in _REFUSALS and not renewed and await self._renew(seen):
                     url, renewed = access.final, True
@@ -150,12 +151,22 @@ class Remote:
         except UserError as error:
             raise self.failure(str(error)) from error
 
+    def _challenge(self, method: str, url: str, response: Response) -> bool:
+        try:
+            return self._access.challenge(method, url, response.headers)
+        except ValueError as error:
+            raise self.failure(f"the server wants a login that is not possible here: {error}") from error
+
     def _target(self, method: str, url: str, response: Response) -> str:
-        target = urllib.parse.urldefrag(urllib.parse.urljoin(url, response.headers.get("location", ""))).url
-        scheme = urllib.parse.urlsplit(target).scheme
-        if "location" not in response.headers or scheme not in ("http", "https"):
+        try:
+            # Servers send blanks and UTF-8 as they are; browsers write them as a URL has them.
+            location = urllib.parse.quote(response.headers["location"].encode("latin-1"), safe=_URL_CHARACTERS)
+            target = urllib.parse.urldefrag(urllib.parse.urljoin(url, location)).url
+        except (KeyError, ValueError):
+            target = ""
+        if not is_url(target):
             raise self.failure(f"a redirect ({response.status}) leads to no http or https URL")
-        if url.startswith("https:") and scheme == "http":
+        if url.startswith("https:") and target.startswith("http:"):
             raise self.failure("a redirect leads from https to http, where anyone can change the content")
         if method == "PUT" and response.status not in _KEEPING_METHOD:
             raise self.failure(f"a write is redirected with {response.status}, which means it was not done")
@@ -187,5 +198,5 @@ def _retry_after(text: str) -> float | None:
         return float(text)
     try:
         return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
-    except ValueError:
+    except (ValueError, OverflowError):
         return None

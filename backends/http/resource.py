@@ -18,13 +18,13 @@ from nbdfs.backends.http.remote import Remote
 from nbdfs.backends.http.wire import Response, WireError
 from nbdfs.errors import SourceError
 from nbdfs.ranges import pieces
-from nbdfs.source import BlockSize, Caps, Health, Source, SourceInfo
+from nbdfs.source import MAX_SIZE, BlockSize, Caps, Health, Source, SourceInfo
 
 log = logging.getLogger(__name__)
 
 _PIECE = 1 << 20  # bytes of one HTTP request; longer reads become several at once
 _BLOCK = BlockSize(1, 256 << 10, 64 << 20)
-_RANGE = re.compile(r"bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)")
+_RANGE = re.compile(r"bytes (?:(\d{1,19})-(\d{1,19})|\*)/(\d{1,19}|\*)")
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,8 @@ class Resource(Source):
     def __init__(self, remote: Remote, facts: Facts, *, writable: bool) -> None:
         if facts.size is None:
             raise remote.failure("the server does not tell how long the file is")
+        if facts.size > MAX_SIZE:
+            raise remote.failure("the server says that the file is longer than a file can be")
         self._remote = remote
         self._pinned = facts.version if not writable else ""
         self._size = facts.size
@@ -187,15 +189,18 @@ async def probe(remote: Remote) -> Facts:
             if not empty:
                 raise remote.failure("the server refuses the first byte of the file")
             return Facts(0, *_names(headers), ranges=True)
-        length = headers.get("content-length", "")
-        size = int(length) if length.isdecimal() else None
+        size = _length(headers)
         return Facts(size, *_names(headers), ranges=size == 0)
 
 
 async def _head_size(remote: Remote) -> int | None:
     async with await remote.exchange("HEAD", []) as response:
-        length = response.headers.get("content-length", "")
-        return int(length) if response.status == 200 and length.isdecimal() else None
+        return _length(response.headers) if response.status == 200 else None
+
+
+def _length(headers: dict[str, str]) -> int | None:
+    length = headers.get("content-length", "")
+    return int(length) if re.fullmatch(r"\d{1,19}", length) else None
 
 
 def refuse_coding(remote: Remote, response: Response) -> None:

@@ -38,7 +38,23 @@ class Proxy:
     password: str = ""
 
 
-class Response(abc.ABC):
+class _Closed(abc.ABC):
+    """An async context manager whose end is `aclose`."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    @abc.abstractmethod
+    async def aclose(self) -> None:
+        """Be done with it."""
+
+
+class Response(_Closed):
     """The head of a response, and its body as it comes.
 
     An async context manager; leaving it before the end of the body closes the connection.  `delimited` says whether an
@@ -52,24 +68,12 @@ class Response(abc.ABC):
             self.headers.setdefault(name.decode("latin-1").lower(), value.decode("latin-1").strip())
         self.delimited = delimited or "content-length" in self.headers or "transfer-encoding" in self.headers
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
-
     @abc.abstractmethod
     async def receive_into(self, buffer: memoryview) -> int:
         """Receive what comes next of the body, no content coding undone; 0 at its end.
 
         Raises WireError if it breaks off.
         """
-
-    @abc.abstractmethod
-    async def aclose(self) -> None:
-        """Be done with it."""
 
     async def body(self) -> AsyncGenerator[bytes]:
         """The body as it comes; to be closed (`aclosing`).  Raises WireError if it breaks off."""
@@ -78,16 +82,8 @@ class Response(abc.ABC):
             yield bytes(buffer[:count])
 
 
-class Wire(abc.ABC):
-    """Connections to servers, used as an async context manager."""
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
+class Wire(_Closed):
+    """Connections to servers, used as an async context manager; `aclose` closes them all."""
 
     @abc.abstractmethod
     async def send(self, method: str, url: str, headers: Headers, content: bytes | None = None) -> Response:
@@ -95,10 +91,6 @@ class Wire(abc.ABC):
 
         Raises WireError, UnreachableError or UntrustedError.
         """
-
-    @abc.abstractmethod
-    async def aclose(self) -> None:
-        """Close all connections."""
 
 
 class Digest:
@@ -110,7 +102,7 @@ class Digest:
         self._auth = httpx2.DigestAuth(user, password)
 
     def challenged(self, method: str, url: str, headers: Mapping[str, str]) -> None:
-        """Take in the challenge of a 401 response.  Raises WireError if it makes no sense."""
+        """Take in the challenge of a 401 response.  Raises ValueError if it makes no sense or cannot be answered."""
         import httpx2
 
         flow = self._auth.auth_flow(httpx2.Request(method, url))
@@ -119,8 +111,12 @@ class Digest:
             flow.send(httpx2.Response(401, headers={"www-authenticate": headers["www-authenticate"]}))
         except StopIteration:
             return
-        except (httpx2.ProtocolError, NotImplementedError, ValueError) as error:  # the second: an algorithm it lacks
-            raise WireError(f"cannot answer its digest challenge: {error}") from error
+        except httpx2.ProtocolError as error:
+            raise ValueError(str(error)) from error
+        except NotImplementedError as error:
+            raise ValueError("Digest authentication with qop=auth-int") from error
+        except ValueError as error:  # a field without =
+            raise ValueError("Malformed Digest WWW-Authenticate header") from error
 
     def authorization(self, method: str, url: str) -> str:
         """The value of the Authorization header for a request, empty before any challenge."""

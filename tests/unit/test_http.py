@@ -16,6 +16,7 @@ from nbdfs.errors import UserError
 from nbdfs.source import Caps, Health, read
 from nbdfs.stack import open_stack
 from tests.hostile_http import Served, hostile
+from tests.tools import key_file
 
 CONTENT = random.Random(1).randbytes(300_001)
 ALWAYS = 1 << 30
@@ -33,7 +34,9 @@ def spec(server: Served, path: str, options: str = "", timeout: str = "3") -> st
 
 
 @pytest.mark.parametrize("options", ["", ",http2"], ids=["direct", "pooled"])  # without TLS it is HTTP/1.1 both ways
-@pytest.mark.parametrize("path", ["plain", "dated", "no-total", "no-head", "redirect", "elsewhere", "to-signed"])
+@pytest.mark.parametrize(
+    "path", ["plain", "dated", "no-total", "no-head", "redirect", "unquoted", "elsewhere", "to-signed"]
+)
 async def test_honest_servers_give_the_right_bytes(server: Served, path: str, options: str) -> None:
     async with open_stack(spec(server, path, options)) as source:
         assert source.info.size == len(CONTENT)
@@ -111,6 +114,10 @@ async def test_what_does_not_pass_is_eio_in_time(server: Served, path: str) -> N
         ("loop", "in a circle"),
         ("nowhere", "leads to no http"),
         ("to-ftp", "leads to no http"),
+        ("to-no-url", "leads to no http"),
+        ("absurd-size", "cannot send parts"),
+        ("absurd-length", "refuses the first byte"),
+        ("too-large", "longer than a file can be"),
         ("absent", "404: there is no such file"),
         ("signed", "403: forbidden"),
         ("basic", "401: a login is needed"),
@@ -217,6 +224,44 @@ async def test_logins(server: Served, path: str, tmp_path: Path, caplog: pytest.
         async with open_stack(spec(server, path, f",user=user,password=+{key}")):
             pass
     assert "secret" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("digest-of-the-body", "auth-int"),
+        ("digest-unknown", "algorithm 'ROT13'"),
+        ("digest-malformed", "Malformed"),
+    ],
+)
+async def test_a_login_that_is_not_possible_is_told_at_once(
+    server: Served, path: str, says: str, tmp_path: Path
+) -> None:
+    key = key_file(tmp_path / "key", b"secret")
+    with pytest.raises(UserError, match=f"login that is not possible here: .*{says}"), trio.fail_after(30):
+        async with open_stack(spec(server, path, f",user=user,password=+{key}", timeout="60")):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("option", "content", "says"),
+    [
+        ("headers", "X-Price: 5 €", "X-Price has a character"),
+        ("headers", "X-Bell: \a", "X-Bell has a character"),
+        ("headers", "no colon", "Name: value"),
+        ("cookie-file", "\0\xff", "no cookie file"),
+        ("cookie-file", "# Netscape HTTP Cookie File\n127.0.0.1\tFALSE\t/\tFALSE\t0\tname\t€\n", "cookie name has a"),
+    ],
+)
+async def test_what_no_request_can_carry(
+    server: Served, option: str, content: str, says: str, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    file = key_file(tmp_path / "file", content.encode())
+    plus = "+" if option == "headers" else ""
+    with pytest.raises(UserError, match=says):
+        async with open_stack(spec(server, "plain", f",{option}={plus}{file}")):
+            pass
+    assert not recwarn.list
 
 
 async def test_a_login_in_the_url_works_and_is_not_shown(server: Served, caplog: pytest.LogCaptureFixture) -> None:

@@ -65,6 +65,10 @@ def test_a_plan_is_shown_as_a_spec(text: str, shown: str) -> None:
         ("https://user@host/x:y@z", "https://user@host/x:y@z"),
         ("cow::https://:hush@[::1]:80/x", "cow::https://:***@[::1]:80/x"),
         ("luks,header=https%3A//user%3Ahush@host/x::/img", "luks,header=https%3A//user%3A***@host/x::/img"),
+        (
+            "http,proxy=http%3A//user%3Ahush@proxy::https://host/x",
+            "http,proxy=http%3A//user%3A***@proxy:https://host/x",
+        ),
         ("/srv/a:b@c", "/srv/a:b@c"),
     ],
 )
