@@ -15,6 +15,7 @@ from typing import TypeVar
 import trio
 
 from nbdfs.around import AroundLayer, Request
+from nbdfs.errors import UserError
 from nbdfs.registry import BOOLEAN, PATH, LayerDriver, OpenContext, option
 from nbdfs.source import Source
 
@@ -74,7 +75,11 @@ async def _open(below: Source, options: LogOptions, context: OpenContext) -> Asy
     if not options.file:
         yield Log(below, log.info)
         return
-    with FileIO(options.file, "a" if options.append else "w") as file:
+    try:
+        file = FileIO(options.file, "a" if options.append else "w")
+    except OSError as error:
+        raise UserError(f"log: cannot write {options.file}: {error.strerror}") from error
+    with file:
         yield Log(below, LogFile(file).write)
 
 

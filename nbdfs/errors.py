@@ -24,6 +24,21 @@ class UsageError(UserError):
     exit_status = 2
 
 
+def reason(error: Exception) -> str:
+    """What went wrong, for people: of a failed system call its file and text, without the number."""
+    if isinstance(error, SourceError) or not isinstance(error, OSError) or not error.strerror:
+        return str(error)
+    return f"{os.fsdecode(error.filename)}: {error.strerror}" if error.filename else error.strerror
+
+
+def printable(text: str, *, keep: str = "") -> str:
+    """`text` as one line in which nothing commands the terminal: strangers have written some of it.
+
+    What cannot be printed, but for `keep`, is written as Python writes it.
+    """
+    return "".join(letter if letter.isprintable() or letter in keep else repr(letter)[1:-1] for letter in text)
+
+
 def leaves(group: BaseExceptionGroup[UserError]) -> Iterator[UserError]:
     """The errors in a group, however deep."""
     for error in group.exceptions:

@@ -12,7 +12,7 @@ from typing import Protocol
 import trio
 
 from nbdfs import supervise
-from nbdfs.errors import UserError
+from nbdfs.errors import UserError, reason
 from nbdfs.export import Export
 from nbdfs.names import check_free, check_name
 from nbdfs.nursery import serving_nursery
@@ -118,7 +118,7 @@ class Exports:
             try:
                 await source.resize(size)
             except OSError as error:
-                raise UserError(f"cannot change the size of '{name}': {error}") from error
+                raise UserError(f"cannot change the size of '{name}': {reason(error)}") from error
             for front_end in self._front_ends:
                 await front_end.resized(export)
         return export

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Mapping
 
-from nbdfs.errors import UserError
+from nbdfs.errors import UserError, printable
 
 FORMATS = ("text", "json", "journal")
 
@@ -53,13 +53,10 @@ def _text(stamped: bool) -> logging.Formatter:
 
 
 class OneLineFormatter(logging.Formatter):
-    """A record is one line: line ends in a message, which a remote end may have put there, are written as `\\\\n`.
-
-    A traceback follows on lines of its own.
-    """
+    """A record is one line, whatever a remote end has put into its message; a traceback follows on lines of its own."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
-        return super().formatMessage(record).replace("\r", "\\r").replace("\n", "\\n")
+        return printable(super().formatMessage(record))
 
 
 class PriorityFormatter(OneLineFormatter):

@@ -15,7 +15,9 @@ import dataclasses
 import functools
 import importlib
 import itertools
+import math
 import pkgutil
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -28,6 +30,8 @@ from nbdfs.units import format_size, parse_duration, parse_size
 
 if TYPE_CHECKING:
     import importlib.metadata
+
+_NAME = re.compile(r"[a-z][a-z0-9-]*")  # what a spec can call a driver
 
 
 @dataclass(frozen=True)
@@ -56,9 +60,12 @@ def _parse_int(text: str) -> int:
 
 def _parse_float(text: str) -> float:
     try:
-        return float(text)
+        value = float(text)
     except ValueError:
-        raise UsageError(f"'{text}' is not a number") from None
+        value = math.nan
+    if not math.isfinite(value):
+        raise UsageError(f"'{text}' is not a number")
+    return value
 
 
 SIZE = Kind("SIZE", parse_size)
@@ -260,7 +267,7 @@ def find(name: str) -> Driver:
 
 def exists(name: str) -> bool:
     """Whether there is a driver of that name."""
-    return name in _in_tree() or name in _entry_points()
+    return name in _in_tree() or (_NAME.fullmatch(name) is not None and name in _entry_points())
 
 
 def names() -> Sequence[str]:

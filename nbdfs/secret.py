@@ -12,10 +12,12 @@ import os
 import shlex
 import stat
 import threading
+import warnings
 from collections.abc import Iterator
 from contextvars import ContextVar
 
-from nbdfs.errors import UserError
+from nbdfs.errors import UsageError, UserError
+from nbdfs.units import parse_number
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +33,22 @@ def far_away() -> Iterator[None]:
         yield
     finally:
         _far_away.reset(token)
+
+
+def _asked(prompt: str) -> bytes:
+    with _asking, warnings.catch_warnings():
+        warnings.simplefilter("error", getpass.GetPassWarning)
+        try:
+            return getpass.getpass(f"{prompt}: ").encode()
+        except getpass.GetPassWarning:
+            raise UserError(f"there is no terminal to ask for the {prompt.lower()} on: use +FILE or -FD") from None
+
+
+def _descriptor(text: str) -> int:
+    try:
+        return parse_number(text, "descriptor")
+    except UsageError:  # which would show what may be meant for the secret itself
+        raise UsageError("a secret that begins with - is -FD, the number of an open descriptor: use +FILE") from None
 
 
 class Secret:
@@ -51,19 +69,19 @@ class Secret:
             if text.startswith("-") and _far_away.get():
                 raise UserError(f"the secret {text} would be read by another process, which cannot ask you: use +FILE")
             if text == "-":
-                with _asking:
-                    return getpass.getpass(f"{prompt}: ").encode()
-            if text.startswith("-") and text[1:].isdigit():
-                with os.fdopen(int(text[1:]), "rb") as file:
+                return _asked(prompt)
+            if text.startswith("-"):
+                with os.fdopen(_descriptor(text[1:]), "rb") as file:
                     return file.read()
         except (OSError, EOFError) as error:
-            raise UserError(f"cannot read the secret {self}: {error}") from error
+            why = error.strerror if isinstance(error, OSError) else "nothing was typed"
+            raise UserError(f"cannot read the secret {self}: {why}") from error
         log.warning("a secret is written in the command line, where others can see it: use +FILE, - or -FD")
         return text.encode()
 
     @property
     def is_literal(self) -> bool:
-        """Whether the option holds the secret itself."""
+        """Whether the option holds the secret itself, which no one that begins with + or - can be."""
         return not self._text.startswith(("+", "-"))
 
     def exposed(self) -> str:

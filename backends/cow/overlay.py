@@ -211,6 +211,8 @@ def open_overlay(
             _bind(overlay, path, base, accept, committing)
         except BlockingIOError:
             raise UserError(f"the overlay {path} is in use by another process") from None
+        except OSError as error:
+            raise UserError(f"overlay: {path}: {error.strerror}") from error
     return overlay
 
 

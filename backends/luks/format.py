@@ -81,6 +81,8 @@ def _check(volume: Volume, effort: Effort) -> None:
 
 async def _content(device: Source) -> str:
     """What is on the device, empty if nothing is."""
+    if device.info.size == 0:
+        return ""
     try:
         await load_header(device, detached=True)
     except HeaderError:

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Iterable
 
-from nbdfs.errors import UserError
+from nbdfs.errors import UserError, printable
 
 MOUNT_HELP = "the mounted file or directory; of a server its URI, its name in the configuration or process id"
 
@@ -22,6 +22,6 @@ def for_each(items: Iterable[str], do: Callable[[str], None]) -> int:
         try:
             do(item)
         except UserError as error:
-            print(f"nbdfs: {error}", file=sys.stderr)
+            print(f"nbdfs: {printable(str(error))}", file=sys.stderr)
             status = max(status, error.exit_status)
     return status

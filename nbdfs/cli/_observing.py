@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
@@ -12,7 +13,7 @@ from nbdfs.cli._words import progress_descriptor
 from nbdfs.errors import UsageError, UserError
 from nbdfs.export import Export
 from nbdfs.fetching import FetchBar, FetchLines
-from nbdfs.nbd.uri import Address, Tcp, Unix, socket_path
+from nbdfs.nbd.uri import Address, Tcp, Unix, parse_port, socket_path
 from nbdfs.progress import Shows
 
 
@@ -36,9 +37,10 @@ def parse_address(text: str) -> Address:
         host = host[1:-1]
     elif ":" in host:
         host = ""  # IPv6 without brackets: where the port begins cannot be told
-    if not host or not port.isdecimal() or int(port) > 65535:
-        raise UsageError(f"--metrics: '{text}' is no address: write HOST:PORT, [IPv6]:PORT or unix:/PATH")
-    return Tcp(host, int(port))
+    with contextlib.suppress(UsageError):
+        if host:
+            return Tcp(host, parse_port(port))
+    raise UsageError(f"--metrics: '{text}' is no address: write HOST:PORT, [IPv6]:PORT or unix:/PATH")
 
 
 def set_up_log(arguments: argparse.Namespace) -> None:

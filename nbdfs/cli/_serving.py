@@ -17,7 +17,19 @@ from nbdfs.nbd.listen import Listener, activated, inherited, is_public, listenin
 from nbdfs.nbd.proto.handshake import Policy, Tls
 from nbdfs.nbd.server import Server, serving
 from nbdfs.nbd.tls import server_context
-from nbdfs.nbd.uri import Address, Tcp, TlsOptions, Unix, Uri, Vsock, parse_uri, socket_path
+from nbdfs.nbd.uri import (
+    PORT,
+    Address,
+    Tcp,
+    TlsOptions,
+    Unix,
+    Uri,
+    Vsock,
+    parse_port,
+    parse_uri,
+    parse_vsock_number,
+    socket_path,
+)
 from nbdfs.units import parse_duration
 
 log = logging.getLogger(__name__)
@@ -76,6 +88,8 @@ def service(
     place = replace(place, uris=(*place.uris, *uris)) if place else Place(uris)
     if arguments.max_clients < 1:
         raise UsageError("--max-clients is at least 1")
+    if arguments.handshake_timeout <= 0:
+        raise UsageError("--handshake-timeout is more than 0: no client could come in")
     limits = replace(
         DEFAULTS, clients=arguments.max_clients, handshake=arguments.handshake_timeout, idle=arguments.idle_timeout
     )
@@ -88,6 +102,8 @@ def service(
     if mode == "off":
         if wanted or folder or psk:
             raise UsageError("--tls=off goes neither with nbds:// nor with certificates or keys")
+        if arguments.tls_verify_peer:
+            raise UsageError("--tls-verify-peer is about TLS: give --tls-certificates too")
         return Service(place, None, False, limits, structured, any_name)
     if place.stdio:
         raise UsageError("standard input and output have no TLS")
@@ -103,14 +119,15 @@ def _with_tls(uri: Uri, mode: str) -> Uri:
 
 
 def address_uris(
-    unix: Sequence[str], host: str | None, port: int | None, vsock: bool, export: str = ""
+    unix: Sequence[str], host: str | None, port: str | None, vsock: bool, export: str = ""
 ) -> tuple[tuple[Uri, ...], bool]:
     """The URIs of -U, -i, -p and --vsock, and whether a private socket (`-U -`) is wanted."""
     addresses: list[Address] = [Unix(socket_path(path)) for path in unix if path != "-"]
+    number = PORT if port is None else (parse_vsock_number(port, "port") if vsock else parse_port(port))
     if vsock:
-        addresses.append(Vsock(None, *([] if port is None else [port])))
+        addresses.append(Vsock(None, number))
     elif host is not None or port is not None:
-        addresses.append(Tcp(host or "localhost", *([] if port is None else [port])))
+        addresses.append(Tcp(host or "localhost", number))
     return tuple(Uri(address, export) for address in addresses), "-" in unix
 
 

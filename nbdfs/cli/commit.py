@@ -14,7 +14,7 @@ import trio
 
 from nbdfs import progress, spec, stack
 from nbdfs.backends import cow
-from nbdfs.errors import UsageError, UserError
+from nbdfs.errors import UsageError, UserError, reason
 from nbdfs.source import Caps
 
 SUMMARY = "write an overlay back into what it lies over"
@@ -52,6 +52,6 @@ async def _commit(options: cow.CowOptions, below: spec.Spec) -> None:
             async with progress.showing(state, display):
                 await commit(overlay, base, was, state.advance)
         except OSError as error:
-            raise UserError(f"the commit stopped, and nothing is lost: {error}; run it again") from error
+            raise UserError(f"the commit stopped, and nothing is lost: {reason(error)}; run it again") from error
         finally:
             overlay.close()

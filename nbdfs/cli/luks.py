@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from nbdfs.errors import UsageError, UserError
+from nbdfs.errors import UsageError, UserError, reason
 from nbdfs.secret import Secret
 from nbdfs.source import Source
 from nbdfs.stack import open_stack
@@ -99,7 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
             try:
                 await action(device, arguments)
             except OSError as error:
-                raise UserError(f"{arguments.spec}: {error}") from error
+                raise UserError(f"{arguments.spec}: {reason(error)}") from error
 
     trio.run(work)
     return 0

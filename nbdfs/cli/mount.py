@@ -59,6 +59,8 @@ def run(arguments: argparse.Namespace) -> int:
     texts = [*arguments.options, *(["ro"] if arguments.readonly else [])]
     order = mount.order(specs, target, parse_options(texts))
     order = replace(order, metered=arguments.metrics is not None)
+    if not arguments.listen and (arguments.tls_certificates or arguments.tls_psk or arguments.tls not in (None, "off")):
+        raise UsageError("TLS is for those who come by NBD: give --listen too")
     service = _serving.service(arguments)
     _observing.set_up_log(arguments)
     display = _observing.progress(arguments, own_terminal=not arguments.background)

@@ -11,6 +11,7 @@ import errno
 import os
 import select
 
+from nbdfs.cli._control import for_each
 from nbdfs.errors import UserError
 from nbdfs.fuse import mounting
 
@@ -25,9 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    for target in arguments.targets:
-        end(os.path.abspath(target), lazy=arguments.lazy)
-    return 0
+    return for_each(arguments.targets, lambda target: end(os.path.abspath(target), lazy=arguments.lazy))
 
 
 def end(path: str, *, lazy: bool = False) -> None:
@@ -35,8 +34,11 @@ def end(path: str, *, lazy: bool = False) -> None:
     target = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
     if os.path.islink(target):
         target = os.path.realpath(target)
-    if mounting.find_mount(target) is None:
+    mount = mounting.find_mount(target)
+    if mount is None:
         raise UserError(f"{path} is not a mount: nothing to end there")
+    if not mount.is_fuse:
+        raise UserError(f"{path} is a mount of {mount.fstype}, not of nbdfs: umount(8) is for that")
     try:
         process = _process(target)
     except OSError as error:

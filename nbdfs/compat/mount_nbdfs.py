@@ -129,7 +129,7 @@ def _remount(target: str, own: dict[str, str]) -> None:
     from nbdfs.fuse.options import parse_options
 
     mount = mounting.find_mount(target)
-    if mount is None or not mount.fstype.startswith("fuse."):
+    if mount is None or not mount.is_fuse:
         raise UserError(f"{target} is no mount of nbdfs: nothing to remount")
     # Among what mount(8) passes are options of the kernel's, from the mount table.
     options = parse_options(item for item in own.values() if field_of(item.partition("=")[0]))

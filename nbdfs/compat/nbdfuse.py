@@ -20,9 +20,10 @@ from nbdfs.control.server import controlled
 from nbdfs.errors import UsageError
 from nbdfs.fuse.options import HELP, MountOptions, parse_options
 from nbdfs.fuse.target import clear_stale
-from nbdfs.nbd.uri import Tcp, Unix, Uri, Vsock
+from nbdfs.nbd.uri import Tcp, Unix, Uri, Vsock, parse_port, parse_vsock_number
 from nbdfs.spec import Segment, Spec
 from nbdfs.stack import plan
+from nbdfs.units import parse_number
 
 _FILE = "nbd"  # what the file is called in a directory
 # FUSE options for what is so here anyway, or has no counterpart.
@@ -35,8 +36,8 @@ Words = list[str]
 _MODES: Mapping[str, Callable[[Words], Spec]] = {
     "uri": lambda words: _peer.server(words[0]),
     "unix": lambda words: _uri(Uri(Unix(os.path.abspath(words[0])))),
-    "tcp": lambda words: _uri(Uri(Tcp(words[0], _number(words[1])))),
-    "vsock": lambda words: _uri(Uri(Vsock(_number(words[0]), _number(words[1])))),
+    "tcp": lambda words: _uri(Uri(Tcp(words[0], parse_port(words[1])))),
+    "vsock": lambda words: _uri(Uri(Vsock(parse_vsock_number(words[0], "CID"), parse_vsock_number(words[1], "port")))),
     "fd": lambda words: Spec(source=Segment("nbd", (("fd", str(_number(words[0]))),))),
     "command": lambda words: Spec((Segment("nbd", (("stdio", ""),)),), argv=tuple(words)),
     "socket_activation": lambda words: Spec(argv=tuple(words)),
@@ -137,6 +138,4 @@ def _uri(uri: Uri) -> Spec:
 
 
 def _number(text: str) -> int:
-    if not text.isdecimal():
-        raise UsageError(f"'{text}' is not a number")
-    return int(text)
+    return parse_number(text, "number")

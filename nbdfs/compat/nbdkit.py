@@ -22,7 +22,7 @@ from nbdfs.cli.main import Parser
 from nbdfs.cli.serve import serve_exports
 from nbdfs.compat import _peer
 from nbdfs.compat._nbdkit_names import FILTERS, PLUGINS, VARIANTS, Filter, Key, Plugin
-from nbdfs.errors import UsageError, UserError
+from nbdfs.errors import UsageError, UserError, reason
 from nbdfs.nbd.uri import Tcp, Uri
 from nbdfs.registry import nearest
 from nbdfs.spec import Segment, Spec
@@ -66,7 +66,7 @@ def _parser() -> Parser:
     add("words", nargs="*", metavar="PLUGIN [KEY=VALUE...]", help=", ".join(PLUGINS))
     add("--filter", action="append", default=[], metavar="FILTER", help=", ".join(FILTERS))
     add("-U", "--unix", action="append", default=[], metavar="SOCKET", help="a Unix socket, - for a private one")
-    add("-p", "--port", type=int, help="the TCP or vsock port")
+    add("-p", "--port", metavar="PORT", help="the TCP or vsock port")
     add("-i", "--ipaddr", metavar="ADDRESS", help="the TCP address (the default is localhost)")
     add("-e", "--exportname", default="", metavar="NAME", help="the export in $uri")
     add("-r", "--readonly", action="store_true", help="let nobody write")
@@ -102,7 +102,7 @@ def _with_files(words: Sequence[str]) -> list[str]:
             with open(word[1:], encoding="utf-8") as file:
                 found += shlex.split(file.read(), comments=True)
         except (OSError, ValueError) as error:
-            raise UserError(f"cannot read arguments from {word[1:]}: {error}") from error
+            raise UserError(f"cannot read arguments from {word[1:]}: {reason(error)}") from error
     return found
 
 

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from nbdfs.errors import printable
+
 Path = tuple[str, ...]
 
 MOST_FAULTS = 100  # after so many the rest of a file is not looked at
@@ -61,15 +63,10 @@ class Document:
 
     def warn(self, path: Path, message: str) -> None:
         """Note what is unwise about a table or key."""
-        self.warnings.append(Fault(self.file, self.line(path), _one_line(message)))
+        self.warnings.append(Fault(self.file, self.line(path), printable(message)))
 
     def fault(self, line: int, message: str) -> None:
-        self.faults.append(Fault(self.file, line, _one_line(message)))
-
-
-def _one_line(message: str) -> str:
-    """A message with line ends and the like, which what it quotes may have, written as in Python."""
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in message)
+        self.faults.append(Fault(self.file, line, printable(message)))
 
 
 def read(content: bytes, file: str) -> Document:

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from nbdfs.control import place, protocol
 from nbdfs.control.protocol import Request, RequestError
-from nbdfs.errors import UsageError, UserError
+from nbdfs.errors import UsageError, UserError, reason
 
 _CONNECT = 2.0  # seconds
 _REPLY = 150.0  # seconds: a little more than the other end takes at most
@@ -52,7 +52,7 @@ class Client:
         except RequestError as error:
             raise (UsageError if error.code == protocol.Code.USAGE else UserError)(str(error)) from None
         except (OSError, ValueError) as error:
-            raise UserError(f"{self.path} does not answer: {error}") from error
+            raise UserError(f"{self.path} does not answer: {reason(error)}") from error
 
     def _line(self) -> bytes:
         while (end := self._received.find(b"\n")) < 0:

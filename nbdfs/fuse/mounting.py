@@ -34,6 +34,11 @@ class Mount:
     fstype: str
     source: str
 
+    @property
+    def is_fuse(self) -> bool:
+        """Whether it may be one of ours, whose subtype the user can choose."""
+        return self.fstype == "fuse" or self.fstype.startswith("fuse.")
+
 
 def find_mount(target: str) -> Mount | None:
     """The mount on top of an absolute path, if it is a mount point.  An automount that waits there is none yet."""

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 
 from nbdfs.errors import UsageError
 from nbdfs.registry import nearest
-from nbdfs.units import parse_duration
+from nbdfs.units import parse_duration, parse_number
 
 # mount(2) flags, <linux/mount.h>.
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_SYNCHRONOUS, MS_NOATIME = 1, 2, 4, 8, 16, 1024
 MS_NODIRATIME, MS_RELATIME, MS_STRICTATIME = 2048, 1 << 21, 1 << 24
+
+_LARGEST_ID = 0xFFFFFFFE  # of a user or group; chown(2) takes the next one for none
 
 
 @dataclass(frozen=True)
@@ -82,10 +84,8 @@ _IGNORED = {"defaults", "auto", "noauto", "user", "nouser", "users", "owner", "g
             "loud", "silent", "default_permissions", "nonempty"}  # fmt: skip
 
 
-def _whole(text: str) -> int:
-    if not text.isdigit():
-        raise UsageError(f"'{text}' is not a number")
-    return int(text)
+def _owner(text: str) -> int:
+    return parse_number(text, "user or group id", _LARGEST_ID)
 
 
 def _permissions(text: str) -> int:
@@ -106,8 +106,8 @@ def _positive(text: str) -> float:
 
 
 _VALUES: dict[str, Callable[[str], object]] = {
-    "uid": _whole,
-    "gid": _whole,
+    "uid": _owner,
+    "gid": _owner,
     "mode": _permissions,
     "fsname": str,
     "subtype": str,

@@ -7,6 +7,7 @@ never wait, for callers that poll.  One task may receive and one may send at a t
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import ssl
 from collections.abc import Callable, Sequence
@@ -138,12 +139,13 @@ async def dial(address: Address) -> Channel:
             await sock.connect(target)
         return Channel(_detach(sock), str(address))
     except OSError as error:
-        reason = error.strerror or str(error)
         while isinstance(error.__cause__, OSError | BaseExceptionGroup):  # trio tried several addresses
             cause = error.__cause__
             error = cause if isinstance(cause, OSError) else cause.exceptions[0]  # type: ignore[assignment]
-            reason = error.strerror or str(error)
-        raise ConnectionError(error.errno or errno.ECONNREFUSED, f"cannot connect to {address}: {reason}") from error
+        number = error.errno or errno.ECONNREFUSED
+        # trio puts the address into the text; the numbers of a name that is not found are not those of errno.
+        reason = os.strerror(number) if number in errno.errorcode else error.strerror or str(error)
+        raise ConnectionError(number, f"cannot connect to {address}: {reason}") from error
 
 
 def _detach(sock: trio.socket.SocketType) -> socket.socket:

@@ -97,12 +97,14 @@ def activated() -> list[Listener]:
 def inherited(fd: int) -> Listener:
     """A listening socket that the parent has made."""
     try:
+        os.fstat(fd)
         sock = socket.socket(fileno=fd)
         if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             raise OSError(errno.EINVAL, "it does not listen")
         return Listener(sock, _address_of(sock))
-    except OSError as error:
-        raise UserError(f"descriptor {fd} is no listening socket: {error.strerror}") from error
+    except (OSError, OverflowError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "there is no such number"
+        raise UserError(f"descriptor {fd} is no listening socket: {reason}") from error
 
 
 def is_public(address: Address) -> bool:

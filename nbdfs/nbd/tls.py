@@ -18,7 +18,7 @@ import ssl
 import sys
 from collections.abc import Mapping
 
-from nbdfs.errors import UserError
+from nbdfs.errors import UsageError, UserError
 from nbdfs.nbd.uri import TlsOptions
 
 # Where nbdkit and libnbd look if no folder is named.
@@ -50,6 +50,8 @@ def client_context(options: TlsOptions) -> ssl.SSLContext:
 
 def server_context(folder: str = "", psk_file: str = "", *, verify_peer: bool = False) -> ssl.SSLContext:
     """The context of a server; with `verify_peer` a client must have a certificate that ca-cert.pem signed."""
+    if psk_file and (folder or verify_peer):
+        raise UsageError("pre-shared keys take the place of certificates: --tls-psk goes with nothing about those")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if psk_file:

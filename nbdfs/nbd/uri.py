@@ -14,12 +14,14 @@ from typing import Any
 
 from nbdfs.errors import UsageError
 from nbdfs.registry import nearest
+from nbdfs.units import parse_number
 
 PORT = 10809  # assigned by IANA
 HOST_CID = 2  # VMADDR_CID_HOST: the machine that runs this guest
 _MOST_NAME = 4096  # bytes; NBD protocol, "Values": no string is longer
 _MOST_SOCKET = 107  # bytes of sun_path, without the NUL at its end
 _LARGEST = 0xFFFFFFFF  # CIDs and vsock ports are 32 bits
+_LARGEST_PORT = 0xFFFF
 
 
 @dataclass(frozen=True)
@@ -202,13 +204,23 @@ def _address(place: str, authority: str, values: dict[str, str]) -> tuple[str, A
             raise UsageError(f"a Unix socket has no host: write three slashes and ?socket=PATH, not '{authority}'")
         return username, Unix(socket_path(values.get("socket", "")))
     if place == "+vsock":
-        port = _number("nbd-port", values["nbd-port"]) if "nbd-port" in values else _number("port", port_text or PORT)
-        return username, Vsock(_number("CID", host) if host else None, port)
-    port = _number("port", port_text or PORT, 65535)
+        port = parse_vsock_number(values.get("nbd-port") or port_text or str(PORT), "port")
+        return username, Vsock(parse_vsock_number(host, "CID") if host else None, port)
+    port = parse_port(port_text or str(PORT))
     host = _unquote(host[1:-1] if host.startswith("[") else host)
     if host.startswith("-"):
         raise UsageError(f"'{host}' is no host: it begins with a dash")
     return username, Tcp(host or "localhost", port)
+
+
+def parse_port(text: str) -> int:
+    """A TCP port."""
+    return parse_number(text, "port", _LARGEST_PORT)
+
+
+def parse_vsock_number(text: str, what: str) -> int:
+    """A vsock port, or the CID of a virtual machine: `what`."""
+    return parse_number(text, what, _LARGEST)
 
 
 def socket_path(path: str) -> str:
@@ -220,12 +232,6 @@ def socket_path(path: str) -> str:
     if "\0" in path[1:]:
         raise UsageError("the path of a Unix socket cannot hold a NUL")
     return path
-
-
-def _number(what: str, text: str | int, most: int = _LARGEST) -> int:
-    if not str(text).isdecimal() or not 0 <= int(text) <= most:
-        raise UsageError(f"'{text}' is no {what}: a number up to {most}")
-    return int(text)
 
 
 def _vsock_authority(address: Vsock, queries: list[tuple[str, str]]) -> str:

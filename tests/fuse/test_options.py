@@ -92,7 +92,7 @@ def test_passthrough_where_it_cannot_be_is_refused(mount: Mounter) -> None:
         ("ro=1", "takes no value"),
         ("mode=999", "not an octal number"),
         ("mode=7777", "more than 0777"),
-        ("uid=root", "not a number"),
+        ("uid=root", "no user or group id"),
         ("writeback,passthrough", "exclude each other"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import logging
 import os
 from pathlib import Path
@@ -38,6 +39,25 @@ def test_from_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("getpass.getpass", answer)
     assert Secret("-").read("Passphrase of x") == "typed é".encode()
     assert asked == ["Passphrase of x: "]
+
+
+def test_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("getpass.getpass", getpass.fallback_getpass)  # type: ignore[attr-defined]  # which it calls then
+    with pytest.raises(UserError, match="no terminal to ask for the passphrase of x on: use"):
+        Secret("-").read("Passphrase of x")
+
+
+@pytest.mark.parametrize(("text", "says"), [("-99", "Bad file"), ("+/", "Is a dir")])
+def test_what_cannot_be_read(text: str, says: str) -> None:
+    with pytest.raises(UserError, match=f"cannot read the secret .*: {says}"):
+        Secret(text).read()
+
+
+@pytest.mark.parametrize("text", ["-hunter2", "-" + "9" * 30, "-\N{SUPERSCRIPT TWO}"])
+def test_what_begins_like_a_descriptor_is_none_and_no_secret(text: str) -> None:
+    with pytest.raises(UserError, match="is -FD") as caught:
+        Secret(text).read()
+    assert text[1:] not in str(caught.value)
 
 
 def test_a_literal_is_read_with_a_warning_and_never_shown(caplog: pytest.LogCaptureFixture) -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from nbdfs.errors import UsageError
 from nbdfs.source import MAX_SIZE
-from nbdfs.units import format_size, parse_duration, parse_size
+from nbdfs.units import format_size, parse_duration, parse_number, parse_size
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ def test_no_sizes(text: str) -> None:
         parse_size(text)
 
 
-@pytest.mark.parametrize("text", ["8E", "9223372036854775808", "99999999999999999999999E"])
+@pytest.mark.parametrize("text", ["8E", "9223372036854775808", "99999999999999999999999E", "9" * 5000])
 def test_sizes_past_what_a_file_can_be(text: str) -> None:
     with pytest.raises(UsageError, match="larger than a file can be"):
         parse_size(text)
@@ -47,6 +47,25 @@ def test_whole_units_are_written_short(number: int, unit: str) -> None:
 )
 def test_durations(text: str, seconds: float) -> None:
     assert parse_duration(text) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("text", ["9" * 400, "99999999999", "300000h"])
+def test_durations_past_every_use(text: str) -> None:
+    with pytest.raises(UsageError, match="too long"):
+        parse_duration(text)
+
+
+@pytest.mark.parametrize("text", ["0", "7", "255"])
+def test_numbers(text: str) -> None:
+    assert parse_number(text, "byte", 255) == int(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "-1", "256", "x", "1.0", "\N{SUPERSCRIPT TWO}", "\N{ARABIC-INDIC DIGIT ONE}", "9" * 5000]
+)
+def test_no_numbers(text: str) -> None:
+    with pytest.raises(UsageError, match="is no byte: a number up to 255"):
+        parse_number(text, "byte", 255)
 
 
 @pytest.mark.parametrize("text", ["", "-1", "1d", "1.", ".5", "s", "1 s", "inf", "nan"])

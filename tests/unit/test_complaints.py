@@ -1,0 +1,229 @@
+"""Wrong input to every command, source and layer: one line that says what is wrong, and the documented status."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nbdfs import registry
+from nbdfs.cli.main import commands, main
+from nbdfs.config.files import use_file
+from nbdfs.errors import UsageError, printable, reason
+from nbdfs.registry import Driver, LayerDriver, Option
+from nbdfs.stack import plan
+from tests.tools import key_file
+
+FAILURE, USAGE = 1, 2
+DIGITS = "9" * 5000  # more than Python makes a number of
+
+Said = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The present folder, with a few things in it that are not what is wanted."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "empty").touch()
+    (tmp_path / "zeroes").write_bytes(bytes(1 << 20))
+    (tmp_path / "noise").write_bytes(bytes(range(256)) * 16)
+    key_file(tmp_path / "key", b"secret")
+    yield tmp_path
+    use_file("")
+
+
+def refused(words: list[str], status: int, said: Said) -> str:
+    """Run a command that must fail; give its one line."""
+    assert main(words) == status
+    out, err = said.readouterr()
+    assert out == ""
+    assert len(err.splitlines()) == 1, err
+    assert err.startswith("nbdfs: ")
+    return err
+
+
+@pytest.mark.parametrize("name", commands())
+def test_unknown_options(name: str, capsys: Said) -> None:
+    assert f"nbdfs {name} --help" in refused([name, "--no-such-option"], USAGE, capsys)
+
+
+@pytest.mark.parametrize("name", sorted(set(commands()) - {"check", "list", "reload", "sources", "top", "up"}))
+def test_missing_words(name: str, capsys: Said) -> None:
+    assert "are required" in refused([name], USAGE, capsys)
+
+
+@pytest.mark.parametrize("name", ["dump", "info", "serve"])
+@pytest.mark.parametrize(
+    ("file", "status", "says"),
+    [("absent", FAILURE, "No such file"), ("folder", FAILURE, "is no file"), ("noise", USAGE, "not UTF-8")],
+)
+def test_configurations_that_cannot_be_read(name: str, file: str, status: int, says: str, capsys: Said) -> None:
+    assert says in refused([name, "conf:x", "--config", file], status, capsys)
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "says"),
+    [
+        ("add mount memory:1M", USAGE, "has no name"),
+        ("add folder a=memory:1M", FAILURE, "no mount or server of yours is folder"),
+        ("commit zeroes", USAGE, "no cow layer"),
+        ("commit cow::zeroes", USAGE, "without overlay=FILE"),
+        ("commit cow,overlay=empty::zeroes", FAILURE, "empty is no cow overlay"),
+        ("compat nothing", USAGE, "no command line of 'nothing'"),
+        ("copy zeroes folder", FAILURE, "is a directory"),
+        ("copy absent new", FAILURE, "No such file"),
+        ("copy zeroes zeroes", FAILURE, "both source and destination"),
+        ("copy zeroes memory:1k", FAILURE, "too small"),
+        ("copy -C none zeroes null:", USAGE, "'none'"),
+        ("copy --digest=none zeroes null:", USAGE, "no digest 'none'"),
+        ("copy --blkhash=none zeroes null:", USAGE, "no block hash 'none'"),
+        ("dump folder", FAILURE, "is a directory"),
+        ("dump --offset=2M zeroes", FAILURE, "ends at byte"),
+        ("info --can=fly zeroes", USAGE, "'fly' is nothing that can be asked"),
+        ("info --map=none zeroes", FAILURE, "no map 'none'"),
+        ("info --offset=1 zeroes", USAGE, "give --map too"),
+        ("list absent", FAILURE, "no mount or server of yours is absent"),
+        ("luks info zeroes", FAILURE, "no LUKS header"),
+        ("luks format --passphrase +key empty", FAILURE, "too small"),
+        ("luks format --passphrase +key noise", FAILURE, "is not empty"),
+        ("luks format --passphrase +folder zeroes", FAILURE, "+folder: Is a directory"),
+        ("luks format --passphrase -99 zeroes", FAILURE, "-99: Bad file descriptor"),
+        ("luks format --cipher none --passphrase +key zeroes", FAILURE, "cipher 'none'"),
+        ("mount memory:1M file --listen folder", USAGE, "no NBD URI"),
+        ("mount memory:1M file --tls-verify-peer", USAGE, "--tls-certificates"),
+        ("mount memory:1M file --tls-certificates .", USAGE, "give --listen too"),
+        ("mount memory:1M file --max-clients 0", USAGE, "--max-clients"),
+        ("mount memory:1M file --handshake-timeout 0", USAGE, "--handshake-timeout"),
+        ("mount memory:1M file --metrics here", USAGE, "HOST:PORT"),
+        (f"mount memory:1M file --metrics localhost:{DIGITS}", USAGE, "HOST:PORT"),
+        ("mount memory:1M file --log-file folder", FAILURE, "folder: Is a directory"),
+        ("mount memory:1M file -o uid=4294967295", USAGE, "uid: "),
+        (f"mount memory:1M file -o uid={DIGITS}", USAGE, "uid: "),
+        ("mount memory:1M file -o gid=\N{SUPERSCRIPT TWO}", USAGE, "gid: "),
+        (f"mount memory:1M file -o timeout={DIGITS}", USAGE, "is too long"),
+        ("remove folder name", FAILURE, "no mount or server of yours is folder"),
+        ("resize folder large", USAGE, "'large' is not a size"),
+        ("run memory:1M", USAGE, "a command is missing"),
+        ("run absent -- true", FAILURE, "absent: No such file"),
+        ("serve memory:1M -p -1", USAGE, "is no port"),
+        ("serve memory:1M -p 65536", USAGE, "'65536' is no port"),
+        ("serve memory:1M -p http", USAGE, "'http' is no port"),
+        (f"serve memory:1M -p {DIGITS}", USAGE, "is no port"),
+        ("serve memory:1M --vsock -p 4294967296", USAGE, "is no port"),
+        ("serve memory:1M --fd -1", FAILURE, "descriptor -1 is no listening socket"),
+        ("serve memory:1M --fd 99999999999999999999", FAILURE, "is no listening socket"),
+        ("serve memory:1M -U zeroes", FAILURE, "no socket"),
+        (f"serve memory:1M --listen nbd://localhost:{DIGITS}", USAGE, "is no port"),
+        ("serve memory:1M --tls-verify-peer", USAGE, "--tls-certificates"),
+        ("serve memory:1M --tls-psk key --tls-certificates .", USAGE, "take the place of certificates"),
+        ("serve memory:1M --tls-psk key --tls-verify-peer", USAGE, "take the place of certificates"),
+        ("serve memory:1M --tls on --tls-certificates folder", FAILURE, "server-cert.pem"),
+        ("serve -s -U - memory:1M", USAGE, "--stdio"),
+        ("sources nothing", USAGE, "no source or layer 'nothing'"),
+        ("top --once --interval never", USAGE, "'never' is not a duration"),
+        ("umount folder", FAILURE, "is not a mount"),
+        ("up nothing", USAGE, "'nothing'"),
+        ("nothing", USAGE, "no command 'nothing'"),
+        ("--config", USAGE, "--config FILE COMMAND"),
+    ],
+)
+def test_commands(words: str, status: int, says: str, capsys: Said) -> None:
+    assert says in refused(words.split(" "), status, capsys)
+
+
+@pytest.mark.parametrize(
+    ("spec", "status", "says"),
+    [
+        ("base64:?", FAILURE, "base64"),
+        ("cache,block=3::zeroes", USAGE, "block"),
+        ("cache,cache=noise::zeroes", FAILURE, "noise"),
+        ("checkwrite::absent", FAILURE, "No such file"),
+        ("conf:nothing", USAGE, "'nothing'"),
+        ("cow,overlay=folder::zeroes", FAILURE, "folder: Is a directory"),
+        ("data,from=absent:", FAILURE, "absent"),
+        ("error,rate=2::zeroes", USAGE, "rate"),
+        ("file:", USAGE, "a path is missing"),
+        ("gzip::noise", FAILURE, "no gzip file"),
+        ("gzip::zeroes", FAILURE, "no gzip file"),
+        ("http:", USAGE, "a URL is missing"),
+        ("http:http://[", USAGE, "is not a URL"),
+        ("http,proxy=\n::http://localhost/", USAGE, "no HTTP proxy"),
+        ("http,ca=noise::https://localhost/", FAILURE, "no certificates in noise"),
+        ("log,file=folder::zeroes", FAILURE, "cannot write folder: Is a directory"),
+        ("luks::zeroes", FAILURE, "no LUKS header"),
+        (f"memory:{DIGITS}", USAGE, "larger than a file can be"),
+        ("nbd:", USAGE, "no NBD URI"),
+        ("nbd://127.0.0.1:1", FAILURE, "cannot connect to 127.0.0.1:1: Connection refused"),
+        ("offset,offset=2M::zeroes", FAILURE, "offset"),
+        ("ones,byte=256:1M", USAGE, "byte"),
+        ("partition::zeroes", FAILURE, "no partition table"),
+        ("rate,iops=nan::zeroes", USAGE, "'nan' is not a number"),
+        ("readahead,memory=0::zeroes", USAGE, "memory"),
+        ("resize::zeroes", USAGE, "needs one of"),
+        ("retry,tries=0::zeroes", USAGE, "tries"),
+        ("sparse-random,percent=inf:1M", USAGE, "'inf' is not a number"),
+        ("stats,file=folder::zeroes", FAILURE, "cannot write folder: Is a directory"),
+        ("torrent:empty", FAILURE, "ends too soon"),
+        ("torrent:folder", FAILURE, "Is a directory"),
+        ("xz::noise", FAILURE, "no xz file"),
+        ("xz::zeroes", FAILURE, "no xz file"),
+        ("zstd::zeroes", FAILURE, "no zstd file"),
+    ],
+)
+def test_specs(spec: str, status: int, says: str, capsys: Said) -> None:
+    assert says in refused(["info", spec], status, capsys)
+
+
+DRIVERS = {name: registry.find(name) for name in registry.names()}
+
+
+@pytest.mark.parametrize("name", DRIVERS)
+def test_options_that_a_driver_does_not_have(name: str) -> None:
+    with pytest.raises(UsageError, match=f"{name} has no option 'no-such-option'"):
+        plan(_with_option(DRIVERS[name], "no-such-option=1"))
+
+
+FREE = ("ADDRESS[:PORT]", "PATH", "SECRET", "SPEC", "TEXT")  # kinds of option that any text may be
+READ = [(driver, option) for driver in DRIVERS.values() for option in driver.option_table
+        if option.kind.name not in FREE]  # fmt: skip
+
+
+@pytest.mark.parametrize(("driver", "option"), READ, ids=[f"{driver.name}-{option.name}" for driver, option in READ])
+@pytest.mark.parametrize("text", ["nonsense", "-nan", "\N{SUPERSCRIPT TWO}", "1e999", f"x{DIGITS}"])
+def test_options_whose_text_makes_no_sense(driver: Driver, option: Option, text: str) -> None:
+    with pytest.raises(UsageError, match=option.name):
+        plan(_with_option(driver, f"{option.name}={text}"))
+
+
+def _with_option(driver: Driver, option: str) -> str:
+    return f"{driver.name},{option}" + ("::zeroes" if isinstance(driver, LayerDriver) else ":")
+
+
+def test_a_mount_of_another_kind_is_left_alone(capsys: Said, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("nbdfs.fuse.mounting.unmount")
+    assert "a mount of proc, not of nbdfs" in refused(["umount", "/proc"], FAILURE, capsys)
+
+
+def test_of_several_mounts_the_others_are_ended_too(capsys: Said) -> None:
+    assert main(["umount", "folder", "empty"]) == FAILURE
+    assert [line.split()[1].rpartition("/")[2] for line in capsys.readouterr().err.splitlines()] == ["folder", "empty"]
+
+
+def test_mount8_has_a_status_of_its_own(capsys: Said) -> None:
+    assert main(["compat", "mount.nbdfs", "absent", "file"]) == 32
+    assert "No such file" in capsys.readouterr().err
+
+
+def test_what_strangers_have_written_does_not_command_the_terminal(capsys: Said) -> None:
+    assert refused(["info", "nbd:\x1b[2J"], USAGE, capsys).isascii()
+    assert "\x1b" not in refused(["list", "\x1b[2J"], FAILURE, capsys)
+    assert printable("a\x1b\n\udcffü") == "a\\x1b\\n\\udcffü"
+
+
+def test_the_reason_of_a_failed_system_call_has_no_number() -> None:
+    assert reason(OSError(2, "No such file", b"/x")) == "/x: No such file"
+    assert reason(OSError(2, "No such file")) == "No such file"
+    assert reason(OSError("odd")) == "odd"
