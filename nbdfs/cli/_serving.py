@@ -25,6 +25,7 @@ from nbdfs.nbd.uri import (
     Unix,
     Uri,
     Vsock,
+    host_name,
     parse_port,
     parse_uri,
     parse_vsock_number,
@@ -127,7 +128,7 @@ def address_uris(
     if vsock:
         addresses.append(Vsock(None, number))
     elif host is not None or port is not None:
-        addresses.append(Tcp(host or "localhost", number))
+        addresses.append(Tcp(host_name(host or "") or "localhost", number))
     return tuple(Uri(address, export) for address in addresses), "-" in unix
 
 

@@ -146,6 +146,8 @@ async def dial(address: Address) -> Channel:
         # trio puts the address into the text; the numbers of a name that is not found are not those of errno.
         reason = os.strerror(number) if number in errno.errorcode else error.strerror or str(error)
         raise ConnectionError(number, f"cannot connect to {address}: {reason}") from error
+    except UnicodeError as error:  # a server may send us anywhere
+        raise ConnectionError(errno.EINVAL, f"cannot connect to {address}: this is no name of a host") from error
 
 
 def _detach(sock: trio.socket.SocketType) -> socket.socket:

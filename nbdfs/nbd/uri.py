@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from nbdfs.errors import UsageError
+from nbdfs.errors import UsageError, printable
 from nbdfs.registry import nearest
 from nbdfs.units import parse_number
 
@@ -208,9 +208,20 @@ def _address(place: str, authority: str, values: dict[str, str]) -> tuple[str, A
         return username, Vsock(parse_vsock_number(host, "CID") if host else None, port)
     port = parse_port(port_text or str(PORT))
     host = _unquote(host[1:-1] if host.startswith("[") else host)
-    if host.startswith("-"):
-        raise UsageError(f"'{host}' is no host: it begins with a dash")
-    return username, Tcp(host or "localhost", port)
+    return username, Tcp(host_name(host) or "localhost", port)
+
+
+def host_name(text: str) -> str:
+    """`text`, if it can be looked up as the name or the address of a host."""
+    if text.startswith("-"):
+        raise UsageError(f"'{text}' is no host: it begins with a dash")
+    try:
+        text.encode("idna")  # as getaddrinfo does
+    except UnicodeError:
+        raise UsageError(f"'{printable(text)}' is no host: its parts have 1 to 63 letters, with dots between") from None
+    if not text.isprintable():
+        raise UsageError(f"'{printable(text)}' is no host: it has a character that cannot be shown")
+    return text
 
 
 def parse_port(text: str) -> int:
