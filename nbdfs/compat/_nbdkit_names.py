@@ -6,14 +6,20 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from nbdfs.errors import UsageError
 from nbdfs.nbd.uri import Unix, Uri
-from nbdfs.units import parse_size
+from nbdfs.units import parse_number, parse_size
+
+_YES = ("1", "true", "t", "yes", "y", "on")
+_NO = ("0", "false", "f", "no", "n", "off")
 
 
 @dataclass(frozen=True)
 class Key:
-    """Where a key=value of nbdkit goes: the options of the driver (blanks between), with the value changed by `value`;
-    no option drops it."""
+    """Where a key=value of nbdkit goes: the options of the driver (blanks between), with the value changed by `value`.
+
+    A key without an option is about nbdkit's own ways: `value` makes sure that nothing is lost by leaving it out.
+    """
 
     option: str = ""
     value: Callable[[str], str] = str
@@ -46,13 +52,43 @@ def _same(*names: str) -> dict[str, Key]:
     return {name: Key(name) for name in names}
 
 
+def _one_of(*words: str, instead: str = "") -> Callable[[str], str]:
+    """Takes `words` only; of others it says what to do `instead`."""
+
+    def check(value: str) -> str:
+        if value not in words:
+            raise UsageError(f"'{value}' is not possible here: {instead or 'there are ' + ', '.join(words)}")
+        return value
+
+    return check
+
+
 def _bits(value: str) -> str:
     """nbdkit counts bits a second."""
     return str(max(1, parse_size(value) // 8))
 
 
 def _mlock(value: str) -> str:
-    return "yes" if "mlock=true" in value.split(",") else "no"
+    """What the memory allocator is told about locking: the one of its parameters that means something here."""
+    kind, *parameters = value.split(",")
+    _one_of("sparse", "malloc")(kind)
+    for parameter in parameters:
+        _one_of(*(f"mlock={word}" for word in (*_YES, *_NO)))(parameter)
+    return "yes" if any(parameter.partition("=")[2] in _YES for parameter in parameters) else "no"
+
+
+def _unlocked(value: str) -> str:
+    if _mlock(value) == "yes":
+        raise UsageError(f"'{value}' is not possible here: only the memory plugin locks its memory")
+    return value
+
+
+def _number(value: str) -> str:
+    return str(parse_number(value, "number"))
+
+
+def _size(value: str) -> str:
+    return str(parse_size(value))
 
 
 def _socket(path: str) -> str:
@@ -60,11 +96,16 @@ def _socket(path: str) -> str:
 
 
 _SIZED = ("size",)
-_CLIENT = {"retry": Key(), "shared": Key(), "connections": Key("connections")}
+_DATA = {"size": Key("size"), "allocator": Key("", _unlocked)}
+_CLIENT = {
+    "connections": Key("connections"),
+    "retry": Key("", _one_of("0", instead="start the server first")),
+    "shared": Key("", _one_of(*_YES, *_NO)),
+}
 
 PLUGINS: Mapping[str, Plugin] = {
     "memory": Plugin("memory", _SIZED, {"allocator": Key("mlock", _mlock)}),
-    "data": Plugin("data", ("data",), {**_same("size"), "allocator": Key()}),
+    "data": Plugin("data", ("data",), _DATA),
     "null": Plugin("null", _SIZED, default="0"),
     "zero": Plugin("zero", ()),
     "pattern": Plugin("pattern", _SIZED),
@@ -73,7 +114,9 @@ PLUGINS: Mapping[str, Plugin] = {
     "random": Plugin("random", _SIZED, _same("seed")),
     "sparse-random": Plugin("sparse-random", _SIZED, _same("seed", "percent", "runlength", "random-content",
                                                            "blocksize")),
-    "file": Plugin("file", ("file",), {"cache": Key(), "fadvise": Key()}, fixed={"lock": "no"}),
+    "file": Plugin("file", ("file",), {
+        "cache": Key("", _one_of("default", "none")), "fadvise": Key("", _one_of("normal", "random", "sequential")),
+    }, fixed={"lock": "no"}),
     "nbd": Plugin("nbd", ("uri",), _CLIENT),
     "curl": Plugin("http", ("url",), _same("timeout")),
     "torrent": Plugin("torrent", ("torrent",), {**_same("file", "cache"), "connections-limit": Key("connections"),
@@ -85,18 +128,26 @@ PLUGINS: Mapping[str, Plugin] = {
 # Where another key than the magic one chooses another source.
 VARIANTS: Mapping[tuple[str, str], Plugin] = {
     ("nbd", "socket"): Plugin("nbd", ("socket",), _CLIENT, made=_socket),
-    ("data", "raw"): Plugin("raw", ("raw",), {**_same("size"), "allocator": Key()}),
-    ("data", "base64"): Plugin("base64", ("base64",), {**_same("size"), "allocator": Key()}),
+    ("data", "raw"): Plugin("raw", ("raw",), _DATA),
+    ("data", "base64"): Plugin("base64", ("base64",), _DATA),
 }
 
 _ERRORS = ("pread", "pwrite", "trim", "zero", "extents", "cache")
 _OURS = {"pread": "read", "pwrite": "write"}
 
+_KEEPING = "put --filter=cache behind --filter=cow, it keeps what is read"
+
 FILTERS: Mapping[str, Filter] = {
     "luks": Filter("luks", _same("passphrase")),
-    "cow": Filter("cow", {"cow-block-size": Key("block"), "cow-on-cache": Key(), "cow-on-read": Key()}),
-    "cache": Filter("cache", {"cache-max-size": Key("size"), "cache-min-block-size": Key("block"),
-                              "cache-high-threshold": Key(), "cache-low-threshold": Key(), "cache-on-read": Key()}),
+    "cow": Filter("cow", {
+        "cow-block-size": Key("block"),
+        **dict.fromkeys(("cow-on-cache", "cow-on-read"), Key("", _one_of(*_NO, instead=_KEEPING))),
+    }),
+    "cache": Filter("cache", {
+        "cache-max-size": Key("size"), "cache-min-block-size": Key("block"),
+        "cache-high-threshold": Key("", _number), "cache-low-threshold": Key("", _number),
+        "cache-on-read": Key("", _one_of(*_YES, instead="what is read is always kept")),
+    }),
     "offset": Filter("offset", {"offset": Key("offset"), "range": Key("size")}),
     "partition": Filter("partition", {"partition": Key("number"), "partition-sectorsize": Key("sector")}),
     "truncate": Filter("resize", {"truncate": Key("size"), "round-up": Key("round-up"),
@@ -120,5 +171,5 @@ FILTERS: Mapping[str, Filter] = {
            for name in _ERRORS for end, ours in (("", "-errno"), ("-rate", "-rate"), ("-file", "-file"))},
     }, fixed={"flush-rate": "0"}),
     "gzip": Filter("gzip"),
-    "xz": Filter("xz", {"xz-max-block": Key(), "xz-max-depth": Key()}),
+    "xz": Filter("xz", {"xz-max-block": Key("", _size), "xz-max-depth": Key("", _number)}),
 }  # fmt: skip

@@ -55,6 +55,10 @@ def run(argv: Sequence[str]) -> int:
     if arguments.exit_with_parent:
         libc.die_with_parent()
     foreground = arguments.foreground or arguments.single or arguments.run or arguments.exit_with_parent
+    if arguments.log == "stderr" and not foreground:
+        raise UsageError("--log=stderr goes with -f: a server in the background has no terminal")
+    if arguments.log == "null":
+        logging.disable()
     ready = (lambda: None) if foreground else supervise.background()
     return trio.run(_serve, planned, what, arguments, ready)
 
@@ -70,7 +74,7 @@ def _parser() -> Parser:
     add("-i", "--ipaddr", metavar="ADDRESS", help="the TCP address (the default is localhost)")
     add("-e", "--exportname", default="", metavar="NAME", help="the export in $uri")
     add("-r", "--readonly", action="store_true", help="let nobody write")
-    add("-f", "--foreground", action="store_true", help="stay in the foreground")
+    add("-f", "--foreground", "--no-fork", action="store_true", help="stay in the foreground")
     add("-P", "--pidfile", metavar="FILE", help="write the process id there")
     add("-s", "--single", action="store_true", help="serve one client on standard input and output")
     add("--run", metavar="CMD", help="run a shell command, then stop with its exit status")
@@ -84,10 +88,11 @@ def _parser() -> Parser:
     add("-V", "--version", action="version", version=f"nbdkit {VERSION} (nbdfs)")
     _serving.add_tls_arguments(parser)
     add("-D", "--debug", action="append", default=[], help=argparse.SUPPRESS)
-    for words in (("-t", "--threads"), ("--log",)):
-        add(*words, help=argparse.SUPPRESS)
-    for words in (("-n", "--newstyle"), ("-4", "--ipv4-only"), ("-6", "--ipv6-only"), ("--swap",), ("--no-fork",)):
-        add(*words, action="store_true", help=argparse.SUPPRESS)
+    add("--log", choices=("default", "stderr", "null"), default="default", help="where messages go")
+    for words, address in ((("-4", "--ipv4-only"), "127.0.0.1"), (("-6", "--ipv6-only"), "::1")):
+        add(*words, dest="family", action="store_const", const=address, help=f"listen on {address} instead")
+    add("-t", "--threads", type=int, help="accepted; the number follows from the work")
+    add("-n", "--newstyle", action="store_true", help="accepted; there is no other")
     return parser
 
 
@@ -129,11 +134,11 @@ def _spec(name: str, words: Sequence[str], filters: Sequence[str]) -> Spec:
     for key, value in pairs:
         at = next((at for at, filter in enumerate(filters) if key in _filter(filter).keys), None)
         if at is not None:
-            taken[at] |= _options(_filter(filters[at]).keys[key], value)
+            taken[at] |= _options(key, _filter(filters[at]).keys[key], value)
         elif key in plugin.argument:
             argument = plugin.made(value)
         elif key in plugin.keys:
-            options |= _options(plugin.keys[key], value)
+            options |= _options(key, plugin.keys[key], value)
         elif plugin.source == "data" and key.isidentifier():
             os.environ[key] = value  # a variable of the string, which looks there for it
         else:
@@ -156,8 +161,11 @@ def _pair(plugin: Plugin, word: str) -> tuple[str, str]:
     raise UsageError(f"nbdkit: '{word}' is not KEY=VALUE")
 
 
-def _options(key: Key, value: str) -> dict[str, str]:
-    return {option: key.value(value) for option in key.option.split()}
+def _options(name: str, key: Key, value: str) -> dict[str, str]:
+    try:
+        return dict.fromkeys(key.option.split(), key.value(value))
+    except UsageError as error:
+        raise UsageError(f"nbdkit: {name}: {error}") from error
 
 
 class _DataTrees(logging.Handler):
@@ -178,6 +186,10 @@ def _dump(name: str, filters: Sequence[str]) -> str:
 
 
 def _service(arguments: argparse.Namespace) -> Service:
+    if arguments.family:
+        if arguments.ipaddr is not None or arguments.vsock:
+            raise UsageError("-4 and -6 choose between the addresses of localhost: they go with no other")
+        arguments.ipaddr = arguments.family
     arguments.listen, arguments.max_clients = [], _serving.DEFAULTS.clients
     arguments.handshake_timeout, arguments.idle_timeout = _serving.DEFAULTS.handshake, _serving.DEFAULTS.idle
     uris, private = _serving.address_uris(

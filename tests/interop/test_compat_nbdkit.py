@@ -30,10 +30,32 @@ def nbdkit(*words: str | Path) -> str:
         (("data", "raw=123", "size=512"), 512),
         (("--filter=offset", "null", "offset=512", "range=1k", "size=1M"), 1024),
         (("--filter=truncate", "null", "1M"), 1 << 20),
+        (("memory", "1M", "allocator=malloc,mlock=true"), 1 << 20),
+        (("data", "1", "allocator=sparse", "size=512"), 512),
+        (("--filter=cow", "memory", "1M", "cow-on-read=false", "cow-on-cache=0"), 1 << 20),
+        (("--filter=cache", "memory", "1M", "cache-on-read=true", "cache-low-threshold=50"), 1 << 20),
     ],
 )
 def test_run(words: tuple[str, ...], size: int) -> None:
     assert nbdkit("-U", "-", *words, "--run", 'nbdinfo --size "$uri"').strip() == str(size)
+
+
+@pytest.mark.parametrize(("family", "address"), [("-4", "127.0.0.1"), ("-6", "::1")])
+def test_one_of_the_addresses_of_localhost(family: str, address: str) -> None:
+    script = (
+        "ss --no-header --listening --tcp --numeric --processes | awk -v pid=pid=$PPID, 'index($0, pid) {print $4}'"
+    )
+    said = nbdkit(family, "-p", "0", "null", "--run", script).split()
+    assert [place.rpartition(":")[0].strip("[]") for place in said] == [address]
+
+
+def test_no_fork_stays_in_the_foreground(tmp_path: Path) -> None:
+    path = tmp_path / "sock"
+    with subprocess.Popen(command("compat", "nbdkit", "--no-fork", "-U", path, "memory", "1M")) as process:
+        wait_for(path.exists, "it does not serve")
+        assert process.poll() is None
+        process.terminate()
+    assert process.returncode == 0
 
 
 def test_status_of_the_command_is_passed_on() -> None:
@@ -78,6 +100,21 @@ def test_a_server_on_a_socket_behind_it(serve: Server) -> None:
         (("memori", "1M"), "did you mean 'memory'"),
         (("--filter=lux", "memory", "1M"), "no filter 'lux'"),
         (("memory", "1M", "colour=red"), "key 'colour'"),
+        (("memory", "1M", "allocator=zstd"), "allocator: 'zstd' is not possible here"),
+        (("memory", "1M", "allocator=malloc,hugepages=yes"), "'hugepages=yes' is not possible here"),
+        (("data", "1", "allocator=malloc,mlock=true"), "only the memory plugin"),
+        (("nbd", "nbd://localhost", "retry=5"), "retry: '5' is not possible here: start the server first"),
+        (("file", "x", "fadvise=soon"), "there are normal, random, sequential"),
+        (("--filter=cow", "memory", "1M", "cow-on-read=true"), "put --filter=cache behind"),
+        (("--filter=cow", "memory", "1M", "cow-on-cache=/file"), "put --filter=cache behind"),
+        (("--filter=cache", "memory", "1M", "cache-on-read=false"), "what is read is always kept"),
+        (("--filter=cache", "memory", "1M", "cache-high-threshold=x"), "'x' is no number"),
+        (("--filter=xz", "memory", "1M", "xz-max-block=x"), "'x' is not a size"),
+        (("--swap", "memory", "1M"), "--swap"),
+        (("-4", "-i", "::1", "memory", "1M"), "they go with no other"),
+        (("--log=stderr", "memory", "1M"), "goes with -f"),
+        (("--log=syslog", "memory", "1M"), "invalid choice: 'syslog'"),
+        (("-p", "65536", "memory", "1M"), "no port"),
         ((), "a plugin is missing"),
         (("-s", "--dump-plugin", "null"), "--dump-plugin serves nobody"),
     ],
