@@ -112,8 +112,9 @@ class Connection:
             if handshake.state is State.STARTING_TLS:
                 await self._start_tls()
             await self._receive()
-            self._output.put(handshake.advance(self._input))
-            await self._output.flush()
+            while said := handshake.advance(self._input):
+                self._output.put(said)
+                await self._output.flush()
 
     async def _start_tls(self) -> None:
         if len(self._input):

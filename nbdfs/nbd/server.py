@@ -95,13 +95,19 @@ class Server:
         self._stop.set()
 
     async def _accept(self, listener: Listener, clients: trio.Nursery) -> None:
+        told = False
         while True:
             try:
                 stream = await listener.accept()
             except OSError as error:
-                log.warning("%s: cannot accept a client: %s", listener, error.strerror or error)
+                if not told:
+                    log.warning("%s: cannot accept clients: %s", listener, error.strerror or error)
+                told = True
                 await trio.sleep(_ACCEPT_PAUSE)
                 continue
+            if told:
+                log.warning("%s: clients can be accepted again", listener)
+            told = False
             if stream is not None:
                 log.info("%s: connected", stream.peer)
                 clients.start_soon(self.handle, stream)

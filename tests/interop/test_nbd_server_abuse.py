@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import struct
 import time
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from nbdfs.nbd.proto import constants as nbd
-from tests.interop.servers import Server, Serving, enter, hung_up, raw, receive, request, run, serve, wait_for
+from tests.interop.servers import Server, Serving, enter, greet, hung_up, raw, receive, request, run, serve, wait_for
 
 __all__ = ["serve"]
 
@@ -130,6 +131,24 @@ def test_clients_above_the_limit_are_turned_away(disk: Serving) -> None:
         wait_for(lambda: "turned away" in disk.logged(), "no line in the log")
     wait_for(lambda: disk.logged().count("hung up") >= 20, "clients did not leave")
     assert still_serves(disk)
+
+
+def test_without_descriptors_clients_wait_and_that_is_told_once(disk: Serving) -> None:
+    few = len(os.listdir(f"/proc/{disk.process.pid}/fd")) + 2
+    resource.prlimit(disk.process.pid, resource.RLIMIT_NOFILE, (few, few))
+    with contextlib.ExitStack() as stack:
+        for _ in range(4):
+            stack.enter_context(raw(disk))
+        wait_for(lambda: "cannot accept clients: Too many open files" in disk.logged(), "nothing was told")
+        with raw(disk) as patient:
+            stack.close()
+            greet(patient)
+        wait_for(lambda: _times(disk, "cannot accept") == _times(disk, "accepted again"), "not told once each")
+    assert still_serves(disk)
+
+
+def _times(serving: Serving, words: str) -> int:
+    return serving.logged().count(words)
 
 
 def test_idle_client_is_dropped_where_that_is_asked_for(serve: Server) -> None:

@@ -37,6 +37,11 @@ def string(text: str) -> bytes:
     return struct.pack(">I", len(text.encode())) + text.encode()
 
 
+def says(handshake: ServerHandshake, received: Input) -> list[bytes]:
+    """What the server says to what it has received, in the portions in which it sends."""
+    return list(iter(lambda: handshake.advance(received), b""))
+
+
 def shake(data: bytes, *, step: int, tls: Tls = Tls.OFF) -> tuple[bytes, ServerHandshake]:
     """Give the server these bytes, `step` at a time; what it says after its greeting."""
     handshake = ServerHandshake(OneExport(), Policy(tls))
@@ -44,10 +49,10 @@ def shake(data: bytes, *, step: int, tls: Tls = Tls.OFF) -> tuple[bytes, ServerH
     said = []
     for at in range(0, len(data), step):
         received.feed(data[at : at + step])
-        said.append(handshake.advance(received))
+        said += says(handshake, received)
         if handshake.state is State.STARTING_TLS:
             handshake.tls_started()
-            said.append(handshake.advance(received))
+            said += says(handshake, received)
     return b"".join(said), handshake
 
 

@@ -1,14 +1,16 @@
 """Transcripts of handshakes, byte for byte, as proto.md has them; each also comes in pieces of every size."""
 
 import struct
+from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 
 from nbdfs.nbd.proto import constants as nbd
-from nbdfs.nbd.proto.events import ProtocolError
-from nbdfs.nbd.proto.handshake import ServerHandshake, State, Tls
+from nbdfs.nbd.proto.events import ExportFacts, ProtocolError
+from nbdfs.nbd.proto.handshake import Policy, ServerHandshake, State, Tls
 from nbdfs.nbd.proto.input import Input
-from tests.proto.machines import DISK, FLAGS, option, reply, shake, string
+from tests.proto.machines import DISK, FLAGS, option, reply, says, shake, string
 
 FIXED = struct.pack(">I", 3)
 ZEROES = struct.pack(">I", 1)
@@ -163,6 +165,40 @@ def test_shutting_down_refuses_all_but_abort() -> None:
     assert said.endswith(ack(nbd.OPT_ABORT))
 
 
+class ManyExports:
+    """Exports by number."""
+
+    COUNT = 5000
+
+    def names(self) -> Iterable[tuple[str, str]]:
+        return [(str(number), "") for number in range(self.COUNT)]
+
+    def find(self, name: str) -> ExportFacts | None:
+        return replace(DISK, name=name)
+
+
+def test_a_client_may_ask_about_each_of_many_exports() -> None:
+    handshake, received = ServerHandshake(ManyExports(), Policy()), Input()
+    received.feed(FIXED + option(nbd.OPT_LIST))
+    assert b"".join(says(handshake, received)).endswith(ack(nbd.OPT_LIST))
+    for number in range(ManyExports.COUNT):
+        for kind, data in (
+            (nbd.OPT_SET_META_CONTEXT, string(str(number)) + bytes(4)),
+            (nbd.OPT_INFO, string(str(number)) + bytes(2)),
+        ):
+            received.feed(option(kind, data))
+            assert says(handshake, received)
+    assert handshake.state is State.OPTIONS
+
+
+def test_many_long_answers_are_not_in_memory_at_once() -> None:
+    handshake, received = ServerHandshake(ManyExports(), Policy()), Input()
+    received.feed(FIXED + option(nbd.OPT_LIST) * 100)
+    portions = says(handshake, received)
+    assert len(portions) == 100
+    assert len(set(portions)) == 1
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -172,7 +208,8 @@ def test_shutting_down_refuses_all_but_abort() -> None:
         FIXED + option(nbd.OPT_EXPORT_NAME, b"other"),
         FIXED + EXTENDED + option(nbd.OPT_EXPORT_NAME, b"disk"),
         struct.pack(">I", 0) + option(nbd.OPT_LIST),
-        FIXED + option(nbd.OPT_LIST) * 1001,
+        FIXED + option(99) * 1001,
+        FIXED + option(nbd.OPT_LIST) * 1005,
     ],
 )
 def test_out_of_step_ends_the_connection(data: bytes) -> None:

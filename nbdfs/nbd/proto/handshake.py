@@ -18,8 +18,10 @@ from nbdfs.nbd.proto.input import Input
 from nbdfs.nbd.proto.wire import MalformedError
 
 _MOST_OPTIONS = 1000  # in one handshake
+_MORE_OPTIONS = 4  # for each export that the client was told of
 _MOST_DATA = 64 << 10  # bytes of an option that are looked at; what is longer is skipped and refused
 _MOST_SKIPPED = 32 << 20  # bytes of an option that are skipped
+_MOST_SAID = 64 << 10  # bytes of answers, after which those that there are go out first
 _PADDING = bytes(124)
 
 
@@ -104,6 +106,7 @@ class ServerHandshake:
         self._exports = exports
         self._policy = policy
         self._count = 0
+        self._most_options = _MOST_OPTIONS
         self._skip = 0
         self._skipped: int | None = None  # the option whose data is being skipped
 
@@ -113,13 +116,19 @@ class ServerHandshake:
         return wire.GREETING.pack(nbd.INIT_MAGIC, nbd.OPTION_MAGIC, nbd.FLAG_FIXED_NEWSTYLE | nbd.FLAG_NO_ZEROES)
 
     def advance(self, received: Input) -> bytes:
-        """Go on as far as what was received allows; give what is to be sent.  Raises ProtocolError."""
+        """Go on; give what is to be sent before it is called again.  Raises ProtocolError.
+
+        Nothing to be sent means that all that was received is used up, as far as it is whole.
+        """
         if self.state is State.GREETED and len(received) >= 4:
             self._client_flags(int.from_bytes(received.take(4)))
-        answers = []
-        while self.state is State.OPTIONS and (option := self._next_option(received)) is not None:
-            answers.append(self._answer(option))
-        return b"".join(answers)
+        answers = bytearray()
+        while self.state is State.OPTIONS and len(answers) < _MOST_SAID:
+            option = self._next_option(received)
+            if option is None:
+                break
+            answers += self._answer(option)
+        return bytes(answers)
 
     def tls_started(self) -> None:
         """The connection is encrypted now."""
@@ -162,8 +171,8 @@ class ServerHandshake:
 
     def _counted(self, option: Option) -> Option:
         self._count += 1
-        if self._count > _MOST_OPTIONS:
-            raise ProtocolError(f"more than {_MOST_OPTIONS} options")
+        if self._count > self._most_options:
+            raise ProtocolError(f"more than {self._most_options} options")
         return option
 
     def _answer(self, option: Option) -> bytes:
@@ -239,7 +248,9 @@ class ServerHandshake:
 
     def _list(self, number: int, data: bytes) -> bytes:
         wire.decode_nothing(data)
-        return b"".join(wire.server_reply(number, name, text) for name, text in self._exports.names())
+        replies = [wire.server_reply(number, name, text) for name, text in self._exports.names()]
+        self._most_options = _MOST_OPTIONS + _MORE_OPTIONS * len(replies)
+        return b"".join(replies)
 
     def _start_tls(self, number: int, data: bytes) -> bytes:
         wire.decode_nothing(data)
