@@ -45,7 +45,7 @@ class Retry(AroundLayer):
         self._retries = 0
 
     async def around(self, request: Request, call: Callable[[], Awaitable[T]]) -> T:
-        delay = self._options.delay
+        delay = min(self._options.delay, self._options.max_delay)
         for attempt in range(1, self._options.tries):
             try:
                 return await call()

@@ -81,6 +81,8 @@ def run(arguments: argparse.Namespace) -> int:
     modes = [arguments.size, arguments.uri, bool(arguments.map), arguments.list, bool(arguments.questions)]
     if sum(modes) > 1:
         raise UsageError("only one of --size, --uri, --map, --list and --is, --can, --has makes sense at a time")
+    if sum(bool(getattr(arguments, name, None)) for name in ("totals", "chart", "png")) > 1:
+        raise UsageError("only one of --totals, --chart and --png makes sense at a time")
     if not arguments.map:
         for name in ("totals", "chart", "png", "offset", "length"):
             if getattr(arguments, name, None):
@@ -128,7 +130,8 @@ async def _map(source: Checked, arguments: argparse.Namespace, out: io.StringIO)
     offset = getattr(arguments, "offset", 0)
     if offset > size:
         raise UserError(f"the source ends at byte {size}: there is nothing at {offset}")
-    length = min(size - offset, getattr(arguments, "length", None) or size)
+    length = getattr(arguments, "length", None)
+    length = size - offset if length is None else min(length, size - offset)
     picture = getattr(arguments, "chart", False) or getattr(arguments, "png", None)
     if len(contexts) > 1 and (picture or arguments.totals):
         raise UsageError("a picture or the totals show one map: give --map once")

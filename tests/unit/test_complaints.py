@@ -86,6 +86,7 @@ def test_configurations_that_cannot_be_read(name: str, file: str, status: int, s
         ("dump --offset=2M zeroes", FAILURE, "ends at byte"),
         ("info --can=fly zeroes", USAGE, "'fly' is nothing that can be asked"),
         ("info --map=none zeroes", FAILURE, "no map 'none'"),
+        ("info --map --chart --totals zeroes", USAGE, "only one of --totals"),
         ("info --offset=1 zeroes", USAGE, "give --map too"),
         ("list absent", FAILURE, "no mount or server of yours is absent"),
         ("luks info zeroes", FAILURE, "no LUKS header"),

@@ -149,6 +149,16 @@ async def test_retry_until_it_works(autojump_clock: MockClock, number: int) -> N
     assert trio.current_time() - start == pytest.approx(0.5 + 1 + 2)
 
 
+@pytest.mark.parametrize(("delay", "waits"), [(1.0, 1 + 2 + 2.5 + 2.5), (60.0, 4 * 2.5)])
+async def test_retry_waits_no_longer_than_it_may(autojump_clock: MockClock, delay: float, waits: float) -> None:
+    base = Ram(CONTENT)
+    base.fail = lambda name, offset, length: errno.EIO
+    start = trio.current_time()
+    with pytest.raises(OSError, match="as asked"):
+        await read(retrying(base, delay=delay, max_delay=2.5), 0, 100)
+    assert trio.current_time() - start == pytest.approx(waits)
+
+
 async def test_retry_gives_up(autojump_clock: MockClock) -> None:
     base = Ram(CONTENT)
     base.fail = lambda name, offset, length: errno.EIO
