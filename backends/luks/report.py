@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from nbdfs.backends.luks.volume import Header, HeaderError, Kdf
+from nbdfs.errors import printable
 
 
 def facts(header: Header) -> dict[str, Any]:
@@ -60,10 +61,9 @@ def lines(value: dict[str, Any], indent: int = 0) -> list[str]:
         label = " " * indent + name.replace("_", " ")
         if isinstance(item, dict) and item:
             result += [f"{label}:", *lines(item, indent + 2)]
-        elif isinstance(item, list) and item:
-            result.append(f"{label}: {', '.join(map(str, item))}")
         elif item not in ("", [], {}):
-            result.append(f"{label}: {item}")
+            text = ", ".join(map(str, item)) if isinstance(item, list) else str(item)
+            result.append(f"{label}: {printable(text)}")
     return result
 
 

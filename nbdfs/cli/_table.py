@@ -42,8 +42,3 @@ def clipped(text: str, width: int) -> str:
     if not width or len(text) <= width:
         return text
     return "..." + text[len(text) - width + 3 :] if width > 3 else text[:width]
-
-
-def printable(text: str) -> str:
-    """Text in which nothing commands the terminal: another process has chosen it."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)

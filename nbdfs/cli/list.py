@@ -15,9 +15,10 @@ import time
 from collections.abc import Iterable, Sequence
 
 from nbdfs.cli import _control
-from nbdfs.cli._table import amount, printable, table
+from nbdfs.cli._table import amount, table
 from nbdfs.control.client import Process, find_process, processes
 from nbdfs.control.rates import Row, rows
+from nbdfs.errors import printable
 
 SUMMARY = "list mounts, servers and their files"
 

@@ -13,10 +13,10 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from nbdfs.cli._table import amount, printable, table
+from nbdfs.cli._table import amount, table
 from nbdfs.control.client import Process, processes
 from nbdfs.control.rates import Row, rows
-from nbdfs.errors import UsageError, UserError
+from nbdfs.errors import UsageError, UserError, printable
 from nbdfs.units import parse_duration
 
 if TYPE_CHECKING:

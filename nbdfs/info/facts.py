@@ -10,6 +10,7 @@ from typing import Any
 import trio
 
 from nbdfs.checked import Checked
+from nbdfs.errors import printable
 from nbdfs.source import Caps, read
 from nbdfs.units import format_size
 
@@ -66,20 +67,20 @@ class Facts:
         """Lines for people."""
         facts = self.as_json()
         kind, name = ("source", facts.pop("source")) if self.source else ("export", facts.pop("export-name"))
-        yield f'{kind}="{_printable(name)}":'
+        yield f'{kind}="{printable(name)}":'
         pretty = facts.pop("export-size-str")
         size = facts.pop("export-size")
         if description := facts.pop("description", ""):
-            yield f"\tdescription: {_printable(description)}"
+            yield f"\tdescription: {printable(description)}"
         yield f"\texport-size: {size}" + (f" ({pretty})" if pretty != str(size) else "")
         details = facts.pop("details", {})
         for key, value in facts.items():
             if key == "contexts":
                 if value:
                     yield "\tcontexts:"
-                    yield from (f"\t\t{_printable(context)}" for context in value)
+                    yield from (f"\t\t{printable(context)}" for context in value)
             else:
-                yield f"\t{key}: {str(value).lower() if isinstance(value, bool) else _printable(str(value))}"
+                yield f"\t{key}: {str(value).lower() if isinstance(value, bool) else printable(str(value))}"
         for key, value in details.items():
             yield from _detail(key, value)
 
@@ -87,17 +88,12 @@ class Facts:
 def _detail(label: str, value: Any) -> Iterator[str]:
     """Lines for one detail: a list has a line for each item."""
     if not isinstance(value, list):
-        yield f"\t{_printable(label)}: {_printable(str(value).lower() if isinstance(value, bool) else str(value))}"
+        yield f"\t{printable(label)}: {printable(str(value).lower() if isinstance(value, bool) else str(value))}"
         return
-    yield f"\t{_printable(label)}:"
+    yield f"\t{printable(label)}:"
     for item in value:
         shown = "  ".join(map(str, item.values())) if isinstance(item, dict) else str(item)
-        yield f"\t\t{_printable(shown)}"
-
-
-def _printable(text: str) -> str:
-    """The text with what a terminal would obey replaced: names and descriptions come from strangers."""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+        yield f"\t\t{printable(shown)}"
 
 
 def of_source(source: Checked, spec: str, details: Mapping[str, Any]) -> Facts:

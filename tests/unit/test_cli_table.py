@@ -1,10 +1,10 @@
-"""Tables for people: amounts, columns, what does not fit, what would command the terminal."""
+"""Tables for people: amounts, columns, what does not fit."""
 
 from __future__ import annotations
 
 import pytest
 
-from nbdfs.cli._table import amount, clipped, printable, table
+from nbdfs.cli._table import amount, clipped, table
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,3 @@ def test_columns_are_as_wide_as_they_must_be() -> None:
 @pytest.mark.parametrize("width", range(12))
 def test_what_is_cut_off_never_takes_more_than_there_is(width: int) -> None:
     assert len(clipped("/a/path", width)) <= (width or 7)
-
-
-def test_nothing_commands_the_terminal() -> None:
-    assert printable("a\x1b[2J\nü\udcff") == "a?[2J?ü?"

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from nbdfs.backends.luks import header1, header2
 from nbdfs.backends.luks.device import load_header
+from nbdfs.backends.luks.report import lines
 from nbdfs.backends.luks.volume import Header, HeaderError
 from tests.unit.test_luks_keys import SIZE, Recorder, formatted, volume_key
 
@@ -269,3 +270,7 @@ def test_packing_is_the_reverse_of_unpacking() -> None:
     copied = header2.unpack(luks2(METADATA).pack(), 0)
     assert copied == luks2(METADATA)
     assert json.loads(json.dumps(copied.metadata)) == METADATA
+
+
+def test_a_label_does_not_command_the_terminal() -> None:
+    assert lines({"label": "\x1b[2J", "tokens": ["a\n", "b"]}) == ["label: \\x1b[2J", "tokens: a\\n, b"]
