@@ -143,8 +143,8 @@ def test_without_descriptors_clients_wait_and_that_is_told_once(disk: Serving) -
         with raw(disk) as patient:
             stack.close()
             greet(patient)
-        wait_for(lambda: _times(disk, "cannot accept") == _times(disk, "accepted again"), "not told once each")
     assert still_serves(disk)
+    wait_for(lambda: _times(disk, "cannot accept") == _times(disk, "accepted again"), "not told once each")
 
 
 def _times(serving: Serving, words: str) -> int:
