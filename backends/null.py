@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nbdfs.buffers import fill_zero
 from nbdfs.registry import NoOptions, OpenContext, SourceDriver
 from nbdfs.source import ALLOCATION, HOLE, ZERO, Caps, Extent, Source, SourceInfo
 from nbdfs.units import parse_size
@@ -17,7 +18,7 @@ class Null(Source):
         self.info = SourceInfo(size, _CAPS, description="null")
 
     async def pread_into(self, buffer: memoryview, offset: int) -> None:
-        buffer[:] = bytes(len(buffer))
+        fill_zero(buffer)
 
     async def pwrite(self, data: memoryview, offset: int, *, fua: bool = False) -> None:
         return

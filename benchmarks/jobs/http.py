@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 from benchmarks.systems import NBDFS, Job, System, Work, background, iops, mounted, on_file, once, server
+from tests.ports import answers, free_port
 
 _SIZE = 256 << 20
 _DELAY = 5  # milliseconds
@@ -23,26 +24,15 @@ server {{ listen 127.0.0.1:{port}; root {home}/served; }} }}
 """
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _answers(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
 @contextlib.contextmanager
 def _web(home: str) -> Iterator[str]:
     """The URL of the image."""
-    inner, outer = _free_port(), _free_port()
+    inner, outer = free_port(), free_port()
     configuration = Path(home, "nginx.conf")
     configuration.write_text(_CONFIGURATION.format(home=home, port=inner))
-    with background(["nginx", "-c", str(configuration)], lambda: _answers(inner)):
+    with background(["nginx", "-c", str(configuration)], lambda: answers(inner)):
         proxy = [sys.executable, str(_PROXY), str(outer), str(inner), str(_DELAY)]
-        with background(proxy, lambda: _answers(outer), "delay_proxy"):
+        with background(proxy, lambda: answers(outer), "delay_proxy"):
             yield f"http://127.0.0.1:{outer}/disk.img"
 
 
@@ -57,56 +47,62 @@ def _again(path: str, seconds: float) -> float:
     return _whole(path, seconds)
 
 
-def job(home: str) -> Job:
+@contextlib.contextmanager
+def _nbdkit(home: str) -> Iterator[str]:
+    path, socket = f"{home}/disk.img", f"{home}/k.sock"
+    with _web(home) as url:
+        command = ["nbdkit", "-f", "-r", "-U", socket, "--filter=cache", "--filter=readahead", "curl", url]
+        with server(command, socket) as uri, mounted(["nbdfuse", "-r", path, uri], path):
+            yield path
+
+
+@contextlib.contextmanager
+def _httpdirfs(home: str) -> Iterator[str]:
+    folder = f"{home}/mnt"
+    os.makedirs(folder, exist_ok=True)
+    with _web(home) as url:
+        command = ["httpdirfs", "-f", url.rpartition("/")[0] + "/", folder]
+        with background(command, lambda: os.path.exists(f"{folder}/disk.img")):
+            try:
+                yield f"{folder}/disk.img"
+            finally:
+                subprocess.run(["umount", "-l", folder], stderr=subprocess.DEVNULL)
+
+
+@contextlib.contextmanager
+def _qsd(home: str) -> Iterator[str]:
     path = f"{home}/disk.img"
+    with _web(home) as url:
+        command = ["qemu-storage-daemon", "--blockdev", f"driver=http,node-name=h,url={url},read-only=on",
+                   "--export", f"type=fuse,id=e,node-name=h,mountpoint={path}"]  # fmt: skip
+        with mounted(command, path):
+            yield path
+
+
+@contextlib.contextmanager
+def _nbdfs(home: str) -> Iterator[str]:
+    path = f"{home}/disk.img"
+    with _web(home) as url, mounted([*NBDFS, "mount", "-r", f"cache,size=512M::readahead::{url}", path], path):
+        yield path
+
+
+_RANDOM = {"size": _SIZE, "rw": "randread", "bs": "4k", "direct": 1}
+_WORK: Mapping[str, Work] = {
+    "randread 4k qd1 [IOPS]": on_file(iops, **_RANDOM, ioengine="psync"),
+    "randread 4k qd16 [IOPS]": on_file(iops, **_RANDOM, ioengine="io_uring", iodepth=16),
+    "whole file [MB/s]": _whole,
+    "second pass [MB/s]": _again,
+}
+
+
+def job(home: str) -> Job:
     served = Path(home, "served")
     served.mkdir()
     (served / "disk.img").write_bytes(os.urandom(_SIZE))
-
-    @contextlib.contextmanager
-    def nbdkit() -> Iterator[str]:
-        socket_path = f"{home}/k.sock"
-        with _web(home) as url:
-            command = ["nbdkit", "-f", "-r", "-U", socket_path, "--filter=cache", "--filter=readahead", "curl", url]
-            with server(command, socket_path) as uri, mounted(["nbdfuse", "-r", path, uri], path):
-                yield path
-
-    @contextlib.contextmanager
-    def httpdirfs() -> Iterator[str]:
-        folder = f"{home}/mnt"
-        os.makedirs(folder, exist_ok=True)
-        with _web(home) as url:
-            command = ["httpdirfs", "-f", url.rpartition("/")[0] + "/", folder]
-            with background(command, lambda: os.path.exists(f"{folder}/disk.img")):
-                try:
-                    yield f"{folder}/disk.img"
-                finally:
-                    subprocess.run(["umount", "-l", folder], stderr=subprocess.DEVNULL)
-
-    @contextlib.contextmanager
-    def qsd() -> Iterator[str]:
-        with _web(home) as url:
-            command = ["qemu-storage-daemon", "--blockdev", f"driver=http,node-name=h,url={url},read-only=on",
-                       "--export", f"type=fuse,id=e,node-name=h,mountpoint={path}"]  # fmt: skip
-            with mounted(command, path):
-                yield path
-
-    @contextlib.contextmanager
-    def ours() -> Iterator[str]:
-        with _web(home) as url, mounted([*NBDFS, "mount", "-r", f"cache,size=512M::readahead::{url}", path], path):
-            yield path
-
-    random = {"size": _SIZE, "rw": "randread", "bs": "4k", "direct": 1}
-    work: Mapping[str, Work] = {
-        "randread 4k qd1 [IOPS]": on_file(iops, **random, ioengine="psync"),
-        "randread 4k qd16 [IOPS]": on_file(iops, **random, ioengine="io_uring", iodepth=16),
-        "whole file [MB/s]": _whole,
-        "second pass [MB/s]": _again,
-    }
     systems = {
-        "nbdkit": System(nbdkit, ["nbdkit", "nbdfuse", "nginx"]),
-        "httpdirfs": System(httpdirfs, ["httpdirfs", "nginx"]),
-        "qsd": System(qsd, ["qemu-storage-daemon", "nginx"]),
-        "nbdfs": System(ours, [NBDFS[0], "nginx"]),
+        "nbdkit": System(partial(_nbdkit, home), ["nbdkit", "nbdfuse", "nginx"]),
+        "httpdirfs": System(partial(_httpdirfs, home), ["httpdirfs", "nginx"]),
+        "qsd": System(partial(_qsd, home), ["qemu-storage-daemon", "nginx"]),
+        "nbdfs": System(partial(_nbdfs, home), [NBDFS[0], "nginx"]),
     }
-    return Job("An image behind HTTP with 5 ms of delay", systems, work)
+    return Job("An image behind HTTP with 5 ms of delay", systems, _WORK)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ import trustme
 from nbdfs.errors import UserError
 from nbdfs.source import read
 from nbdfs.stack import open_stack
+from tests.ports import answers, free_port
 
 CONTENT = random.Random(1).randbytes(3_000_001)
 
@@ -27,7 +27,7 @@ class Nginx:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.ports = [_free_port(), _free_port()]
+        self.ports = [free_port(), free_port()]
         self.file = folder / "served" / "disk.img"
         self.file.parent.mkdir()
         self.file.write_bytes(CONTENT)
@@ -54,7 +54,7 @@ class Nginx:
         command = [shutil.which("nginx", path="/usr/sbin:/usr/bin") or "nginx", "-c", self.folder / "nginx.conf"]
         self.process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         end = time.monotonic() + 30
-        while not _answers(self.ports[1]):
+        while not answers(self.ports[1]):
             assert time.monotonic() < end and self.process.poll() is None, (self.folder / "error.log").read_text()
             time.sleep(0.02)
 
@@ -68,17 +68,6 @@ class Nginx:
     def secure(self, path: str, options: str = "") -> str:
         place = f"https://localhost:{self.ports[1]}/{path}"
         return f"http,proxy=none,timeout=30,ca={self.folder}/ca.pem{options}::{place}"
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _answers(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 @pytest.fixture

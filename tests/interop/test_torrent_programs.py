@@ -6,7 +6,6 @@ import contextlib
 import http.server
 import json
 import os
-import socket
 import subprocess
 import threading
 import time
@@ -19,18 +18,12 @@ import trio
 
 from nbdfs.source import read
 from nbdfs.stack import open_stack
+from tests.ports import free_port
 from tests.tools import command, complaint, luks_by_qemu, nbdfs
 from tests.torrents import ALONE, PIECE, VERSIONS, make_torrent, noise, seeding, tracking, write_files
 
 SECONDS = 60.0
 SIZE = 40 * PIECE + 99
-
-
-def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 @contextlib.contextmanager
