@@ -172,6 +172,12 @@ def parse(text: Text) -> tuple[Item, ...]:
 @functools.lru_cache(maxsize=4096)
 def parse_number(text: str) -> int:
     """The value of a number.  Raises UsageError."""
+    if len(text) > _MOST_DIGITS:
+        raise UsageError(f"a number of {len(text)} digits is beyond every use")
+    return _value(text)
+
+
+def _value(text: str) -> int:
     if re.fullmatch("0[0-9]+", text):
         try:
             return int(text, 8)
@@ -184,6 +190,7 @@ def parse_number(text: str) -> int:
     return parse_size(text)
 
 
+_MOST_DIGITS = 100  # of a number, leading zeroes included
 # What a file name may hold outside of quotes: neither blanks nor what could follow the expression.
 _FILE = r'"[^"\n]*"|[^\s"*\[\])(][^\s*\[\])]*'
 _TOKEN = re.compile(

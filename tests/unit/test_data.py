@@ -172,6 +172,7 @@ async def test_include_of_itself(tmp_path: Path) -> None:
         ("be16:0x10000", 1, "does not fit in 16 bits"), ("le64:0x10000000000000000", 1, "does not fit in 64 bits"),
         ("base64:a", 1, "not base64"), ("@", 2, "a number must follow @"), ("@+ x", 4, "no meaning"),
         ("@2 @-3", 4, "before the beginning"), ("@1 @^3", 4, "not a power of two"), ("@^0", 1, "not a power of two"),
+        ("9" * 5000, 1, "a number of 5000 digits"), ("(1)*0x" + "f" * 200, 5, "a number of 202 digits"),
         ("@0x8000000000000000", 1, "beyond the largest size"), ("@8E", 2, "larger than"), ("1*8E", 3, "larger than"),
         ("1*4E*4", 5, "more than the largest size"), ("@4E (@4E)", 5, "beyond the largest size"),
         ("1 (2", 3, "this ( has no )"), ("( ( )", 1, "this ( has no )"), (")", 1, "this ) has no ("),
