@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import nbdfs
 import nbdfs.cli
 from nbdfs import logs
-from nbdfs.errors import UsageError, UserError, leaves
+from nbdfs.errors import UsageError, UserError, leaves, printable
 from nbdfs.registry import nearest
 from nbdfs.spec import fold_captives
 
@@ -149,7 +149,7 @@ def _help() -> str:
 
 
 def _report(error: UserError) -> None:
-    print(f"nbdfs: {error}", file=sys.stderr)
+    print("nbdfs:", printable(str(error), keep="\n"), file=sys.stderr)
     if logging.getLogger().isEnabledFor(logging.DEBUG):
         traceback.print_exception(error)
 
