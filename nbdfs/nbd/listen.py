@@ -42,11 +42,12 @@ class Listener:
     async def accept(self) -> SocketStream | None:
         """The next client, None for one that may not come in.  Raises OSError."""
         while True:
+            await trio.lowlevel.wait_readable(self._socket)  # accept fails without descriptors, also when nobody waits
             try:
                 sock, peer = self._socket.accept()
                 break
             except BlockingIOError:
-                await trio.lowlevel.wait_readable(self._socket)
+                continue
         self._count += 1
         who = credentials(sock)
         abstract = isinstance(self.address, Unix) and self.address.path.startswith("\0")

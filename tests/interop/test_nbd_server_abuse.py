@@ -134,6 +134,7 @@ def test_clients_above_the_limit_are_turned_away(disk: Serving) -> None:
 
 
 def test_without_descriptors_clients_wait_and_that_is_told_once(disk: Serving) -> None:
+    assert still_serves(disk)  # so its start is over
     few = len(os.listdir(f"/proc/{disk.process.pid}/fd")) + 2
     resource.prlimit(disk.process.pid, resource.RLIMIT_NOFILE, (few, few))
     with contextlib.ExitStack() as stack:
