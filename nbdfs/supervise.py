@@ -98,7 +98,9 @@ def pid_file(path: str | None) -> Iterator[None]:
         return
     partial = f"{path}.{os.getpid()}"
     try:
-        with open(partial, "w", encoding="ascii") as file:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(partial)
+        with open(partial, "x", encoding="ascii") as file:  # new, not what a link of somebody else's leads to
             file.write(f"{os.getpid()}\n")
         os.replace(partial, path)
     except OSError as error:

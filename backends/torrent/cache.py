@@ -20,6 +20,7 @@ from pathlib import Path
 
 from nbdfs.errors import SourceError, UserError
 from nbdfs.libc import punch_hole
+from nbdfs.scratch import temporary_directory
 
 _OPEN_FILES = 64
 
@@ -39,12 +40,12 @@ class Cache:
         """The cache of the torrent in `parent`, or a temporary one if that is empty.  Raises UserError."""
         try:
             if not parent:
-                return cls(Path(tempfile.mkdtemp(prefix="nbdfs-torrent-")), False)
+                return cls(Path(tempfile.mkdtemp(prefix="nbdfs-torrent-", dir=temporary_directory())), False)
             folder = Path(parent) / identity
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(0o700, parents=True, exist_ok=True)
             return cls(folder, True)
         except OSError as error:
-            raise UserError(f"torrent: no cache in {parent or tempfile.gettempdir()}: {error.strerror}") from error
+            raise UserError(f"torrent: no cache in {parent or temporary_directory()}: {error.strerror}") from error
 
     def _locked(self) -> int:
         fd = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

@@ -196,10 +196,8 @@ async def test_a_kept_cache_is_used_again_and_verified(tmp_path: Path, tracker: 
 
 
 async def test_a_temporary_cache_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import tempfile
-
     (tmp_path / "temporary").mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
     write_files(tmp_path, {"disk.img": noise(SIZE)})
     torrent = make_torrent(tmp_path, "disk.img")
     async with open_stack(f"torrent,{ALONE}:{torrent}"):
