@@ -8,6 +8,9 @@ from collections.abc import Iterator
 
 from nbdfs.errors import SourceError
 
+# Where a page cache write or a look at holes never waits for another machine or process (linux/magic.h).
+LOCAL = {0xEF53: "ext4", 0x58465342: "xfs", 0x9123683E: "btrfs", 0x01021994: "tmpfs", 0xF2F52010: "f2fs"}
+
 
 def read_whole(fd: int, buffer: memoryview, offset: int, flags: int = 0) -> None:
     """Fill `buffer`.  `flags` are those of preadv2(2).  EIO if the file ends before."""

@@ -17,7 +17,6 @@ import importlib
 import itertools
 import math
 import pkgutil
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -30,8 +29,6 @@ from nbdfs.units import format_size, parse_duration, parse_size
 
 if TYPE_CHECKING:
     import importlib.metadata
-
-_NAME = re.compile(r"[a-z][a-z0-9-]*")  # what a spec can call a driver
 
 
 @dataclass(frozen=True)
@@ -265,9 +262,14 @@ def find(name: str) -> Driver:
     return driver
 
 
+def in_tree(name: str) -> bool:
+    """Whether nbdfs comes with a driver of that name."""
+    return name in _in_tree()
+
+
 def exists(name: str) -> bool:
     """Whether there is a driver of that name."""
-    return name in _in_tree() or (_NAME.fullmatch(name) is not None and name in _entry_points())
+    return in_tree(name) or name in _entry_points()
 
 
 def names() -> Sequence[str]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from nbdfs import libc
 from nbdfs.errors import UserError
+from nbdfs.fileio import LOCAL
 from nbdfs.ranges import align_down
 from nbdfs.undo import unless_done
 
@@ -26,8 +27,6 @@ _OTHER_KINDS = {
     stat.S_IFIFO: "is a pipe: its bytes can be read only once, copy them into a file first",
     stat.S_IFSOCK: "is a socket: an NBD server is named by nbd+unix:///?socket=PATH",
 }
-# What a page cache write or a look at holes never waits for another machine or process on (linux/magic.h).
-_LOCAL = {0xEF53: "ext4", 0x58465342: "xfs", 0x9123683E: "btrfs", 0x01021994: "tmpfs", 0xF2F52010: "f2fs"}
 _RESIDENT = {0x01021994: "tmpfs"}
 
 
@@ -71,7 +70,7 @@ def open_path(path: str, *, readonly: bool, direct: bool, lock: bool) -> Opened:
                 "%s: the last %d bytes are left out: direct access is by blocks of %d", path, whole - size, block
             )
         kind = 0 if device else libc.filesystem_type(fd)
-        return Opened(fd, size, block, device, kind in _LOCAL, kind in _RESIDENT)
+        return Opened(fd, size, block, device, kind in LOCAL, kind in _RESIDENT)
 
 
 def _why(path: str, error: OSError, direct: bool) -> str:

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from nbdfs.cli.copy import add_copy_arguments, display_of, options_of, print_hashes
 from nbdfs.compat import _peer
 from nbdfs.copying import CopyOptions, copy
+from nbdfs.plans import plan
 from nbdfs.spec import Segment, Spec
-from nbdfs.stack import plan
 from nbdfs.units import format_size
 
 _BARE = {"-p": "--progress=bar", "--progress": "--progress=bar", "--blkhash": "--blkhash=sha256"}

@@ -16,12 +16,11 @@ import trio
 from nbdfs.copying.digests import Hasher
 from nbdfs.copying.ends import Input, Output
 from nbdfs.copying.options import Counters, reason
-from nbdfs.copying.plain import copy_range
+from nbdfs.copying.plain import Files
 from nbdfs.copying.plan import Kind, Piece
 from nbdfs.copying.turns import Turns
 from nbdfs.progress import Progress
 from nbdfs.ranges import RangeSet, pieces
-from nbdfs.source import Backing
 
 T = TypeVar("T")
 
@@ -49,7 +48,7 @@ class Engine:
     progress: Progress
     workers: int
     request_size: int
-    files: tuple[Backing, Backing] | None = None
+    files: Files | None = None
     hashers: Sequence[Hasher] = ()
     retry: int = 0
     rate: float = 0.0
@@ -89,7 +88,7 @@ class Engine:
             if self.rate:
                 await self._pace(length)
             if self.files:
-                await self._attempt(self._in_thread, copy_range, *self.files, offset, length, what="copy", at=offset)
+                await self._attempt(self._in_thread, self.files.copy, offset, length, buffer, what="copy", at=offset)
                 self.counters.copied += length
                 return
             for at, size in pieces(offset, length, self.request_size):

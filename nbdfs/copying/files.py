@@ -6,9 +6,9 @@ import os
 import stat
 
 from nbdfs.errors import UserError
+from nbdfs.plans import Plan
 from nbdfs.source import Backing
 from nbdfs.spec import Spec
-from nbdfs.stack import Plan
 
 
 def is_null(spec: Spec) -> bool:

@@ -16,9 +16,10 @@ from nbdfs.checked import Checked
 from nbdfs.copying import files
 from nbdfs.copying.options import CopyOptions
 from nbdfs.errors import UsageError, UserError
+from nbdfs.plans import Plan, plan
 from nbdfs.source import Backing
 from nbdfs.spec import Spec
-from nbdfs.stack import Plan, open_stack, plan
+from nbdfs.stack import open_stack
 
 
 class Sides:

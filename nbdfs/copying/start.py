@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from nbdfs.copying import direct, files
 from nbdfs.copying.options import Begun, CopyOptions, Summary
+from nbdfs.plans import plan
 from nbdfs.progress import Display
 from nbdfs.spec import Spec
-from nbdfs.stack import plan
 
 
 def copy(source: Spec, destination: Spec, options: CopyOptions, display: Display | None = None) -> Summary:

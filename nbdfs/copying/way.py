@@ -22,12 +22,11 @@ from nbdfs.copying.ends import (
 )
 from nbdfs.copying.engine import Engine
 from nbdfs.copying.options import LARGEST_ALIGN, SPARSE, CopyOptions
-from nbdfs.copying.plain import STEP
+from nbdfs.copying.plain import STEP, Files
 from nbdfs.copying.plan import Planner
 from nbdfs.copying.sides import Sides
 from nbdfs.progress import Progress
 from nbdfs.ranges import RangeSet
-from nbdfs.source import Backing
 
 _FILE_WORKERS = 2  # copies of plain files in flight: one moves memory while the other waits for a disk
 
@@ -69,14 +68,14 @@ class Way:
             done=done,
         )
 
-    def _plain_files(self) -> tuple[Backing, Backing] | None:
+    def _plain_files(self) -> Files | None:
         """The two files, if both ends are plain files and nobody need see the bytes."""
         sides, options = self._sides, self._options
         seen = self._hashers or options.sparse or options.rate or not options.extents
         if not (sides.source and sides.destination) or seen:
             return None
         source, destination = sides.source.backing(), sides.destination.backing()
-        return (source, destination) if source and destination else None
+        return Files(source, destination, share=not options.allocated) if source and destination else None
 
     def _input(self, blank: bool, done: RangeSet) -> Input:
         sides, options = self._sides, self._options

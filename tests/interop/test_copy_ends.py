@@ -58,6 +58,26 @@ def test_a_file_and_a_block_device(image: Path, device: Path, tmp_path: Path) ->
 
 
 @pytest.mark.root
+def test_two_files_share_their_blocks_where_the_file_system_can(tmp_path: Path) -> None:
+    disk, folder = tmp_path / "disk", tmp_path / "mounted"
+    folder.mkdir()
+    with disk.open("wb") as file:
+        file.truncate(320 * MIB)
+    subprocess.run(["mkfs.xfs", "-q", "-m", "reflink=1", disk], check=True)
+    subprocess.run(["mount", "-o", "loop", disk, folder], check=True)
+    try:
+        (folder / "image").write_bytes(content := os.urandom(40 * MIB + 5))
+        nbdfs("copy", folder / "image", folder / "clone")
+        nbdfs("copy", "--allocated", folder / "image", folder / "own")
+        for name, shared in (("clone", True), ("own", False)):
+            assert (folder / name).read_bytes() == content
+            extents = subprocess.check_output(["filefrag", "-v", folder / name], text=True)
+            assert ("shared" in extents) is shared
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+@pytest.mark.root
 def test_two_block_devices(image: Path, device: Path) -> None:
     with loop(image, "--read-only") as source:
         nbdfs("copy", source, device)

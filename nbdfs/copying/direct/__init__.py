@@ -16,8 +16,8 @@ from nbdfs.copying import files
 from nbdfs.copying.direct.work import Work
 from nbdfs.copying.options import Begun, CopyOptions, Summary, incomplete
 from nbdfs.errors import UserError
+from nbdfs.plans import Plan
 from nbdfs.progress import Display
-from nbdfs.stack import Plan
 
 # What the lanes know; with any other option the engine copies.
 _KNOWN = ("connections", "requests", "queue_size", "request_size", "blank", "compare_zeroes", "threads")
@@ -81,7 +81,7 @@ def _opened(source: Plan, destination: Plan, options: CopyOptions) -> _Copy | No
         return ExportCopy(one, other, options) if one and other else None
     paths = files.plain_path(source), files.plain_path(destination)
     if all(paths) and os.path.isfile(paths[0]) and files.is_regular(paths[1]):
-        from nbdfs.copying.direct.files import FileCopy
+        from nbdfs.copying.direct.plain import FileCopy
 
         return FileCopy(*paths, options)
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from dataclasses import dataclass, replace
 
@@ -13,10 +14,10 @@ from nbdfs.copying.options import LARGEST_ALIGN, LARGEST_REQUEST, SPARSE, CopyOp
 from nbdfs.copying.plan import Planner
 from nbdfs.errors import UserError
 from nbdfs.nbd.proto import constants as nbd
-from nbdfs.nbd.uri import Uri
+from nbdfs.nbd.uri import Tcp, Uri
+from nbdfs.plans import Plan
 from nbdfs.progress import Display
 from nbdfs.source import ALLOCATION, BlockSize, Caps, Extent, SourceInfo
-from nbdfs.stack import Plan
 from nbdfs.undo import unless_done
 
 log = logging.getLogger(__name__)
@@ -92,6 +93,8 @@ class ExportCopy:
         assert self.work
         shared = all(connection.export.has(nbd.FLAG_CAN_MULTI_CONN) for connection in self._first)
         count = min(remote.connections for remote in self._remotes) if shared else 1
+        if not any(isinstance(remote.uri.address, Tcp) for remote in self._remotes):
+            count = min(count, os.cpu_count() or 1)  # nothing is far: more lanes than processors would take turns
         in_flight = self._options.queue_size // self._longest
         count = max(1, min(count, in_flight))
         self._depth = max(1, min(self._options.requests, in_flight // count))

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from nbdfs.copying import files
 from nbdfs.copying.direct.work import Work
 from nbdfs.copying.options import CopyOptions, reason
-from nbdfs.copying.plain import STEP, copy_range
+from nbdfs.copying.plain import BUFFER, STEP, Files
 from nbdfs.copying.plan import Planner
 from nbdfs.errors import UserError
 from nbdfs.fileio import data_runs
@@ -49,6 +49,7 @@ class FileCopy:
             files.create(destination, opened.size)
             fd = open_path(destination, readonly=False, direct=False, lock=True).fd
         self._destination = Backing(fd, 0, False)
+        self._files = Files(self._source, self._destination)
         planner = Planner(_Mapped(opened.fd, opened.size), None, step=STEP, short_holes=False, blank=True)
         self.work = Work(planner, opened.size)
 
@@ -67,10 +68,11 @@ class FileCopy:
 
     def _lane(self) -> None:
         work = self.work
+        buffer = memoryview(bytearray(BUFFER))
         while piece := work.next():
             offset, length, _ = piece
             try:
-                copy_range(self._source, self._destination, offset, length)
+                self._files.copy(offset, length, buffer)
             except OSError as error:
                 work.fail(f"cannot copy at byte {offset}: {reason(error)}")
                 return
