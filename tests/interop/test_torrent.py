@@ -181,6 +181,7 @@ async def test_a_kept_cache_is_used_again_and_verified(tmp_path: Path, tracker: 
         async with open_stack(spec) as source:
             assert await read(source, 0, 4 * PIECE) == content[: 4 * PIECE]
     (data,) = cache.glob("*/0")
+    assert data.parent.stat().st_mode & 0o077 == 0
     with open(data, "r+b") as file:
         file.seek(2 * PIECE)
         file.write(b"damage")
