@@ -107,11 +107,15 @@ $(BIN)/pip: | need-run-packages
 	$(BIN)/python -m pip install -q -c $(CONSTRAINTS) --upgrade pip
 
 INSTALL = $(BIN)/python -m pip install -q -c $(CONSTRAINTS) --build-constraint $(CONSTRAINTS)
+# pip does this for what it copies, but not for a tree that is used where it is.
+COMPILE = $(BIN)/python -m compileall -q nbdfs backends
 
 $(BIN)/.run: setup.cfg pyproject.toml constraints.txt | $(BIN)/pip
 	$(INSTALL) -e .
+	$(COMPILE)
 	@touch $@
 
 $(BIN)/.dev: setup.cfg pyproject.toml constraints.txt | $(BIN)/pip
 	$(INSTALL) -e '.[all,test,lint,docs,dist]'
+	$(COMPILE)
 	@touch $@ $(BIN)/.run
