@@ -13,7 +13,7 @@ import nbdfs.compat
 from nbdfs.errors import UsageError
 from nbdfs.registry import nearest
 
-SUMMARY = "run the command line of nbdfuse, nbdcopy, nbdinfo, ..."
+SUMMARY = "run the command line of nbdkit, nbdfuse or a tool of libnbd"
 
 
 def programs() -> list[str]:

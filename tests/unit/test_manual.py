@@ -8,6 +8,8 @@ import sys
 import pytest
 
 from nbdfs import registry
+from nbdfs.cli.compat import programs
+from nbdfs.compat._nbdkit_names import FILTERS, PLUGINS
 from nbdfs.registry import SourceDriver
 from tests.conftest import ROOT
 
@@ -27,3 +29,9 @@ def test_page_has_the_shape_of_all(name: str) -> None:
     assert lines[0] == f"# {name}"
     assert lines[1].endswith(".")
     assert [line for line in lines if line.startswith("## ")] == HEADS
+
+
+def test_the_page_on_other_programs_names_all_that_there_is() -> None:
+    page = (ROOT / "docs" / "compat.md").read_text()
+    assert [name for name in programs() if name not in page] == []
+    assert [name for name in (*PLUGINS, *FILTERS) if f"`{name}`" not in page] == []
