@@ -13,6 +13,7 @@ from nbdfs.registry import SPEC, Driver, LayerDriver, Option, SourceDriver
 from nbdfs.spec import Segment, Spec
 
 _PASSWORD = re.compile(r"(?<=://)([^/?#@:]*:)[^/?#@]*@")  # in the authority of a URI (RFC 3986, 3.2.1)
+_QUERY = re.compile(r"^(http(?:s|\+unix)?://[^?]*\?).+", re.DOTALL)  # it may be a signature
 
 
 @dataclass(frozen=True)
@@ -27,10 +28,11 @@ class Plan:
 
     def __str__(self) -> str:
         """The spec in canonical form, secrets left out."""
-        leaf = _without_password(self.argument) if not self.argv else f"[ {' '.join(self.argv)} ]"
+        leaf = _without_secrets(self.argument) if not self.argv else f"[ {' '.join(self.argv)} ]"
         shown = _shown(self.source, self.options)
         is_path = self.source.name == "file" and leaf.startswith(("/", "."))
-        if not (is_path or "://" in leaf or self.argv) or "," in shown:
+        is_uri = leaf.startswith(tuple(f"{scheme}://" for scheme in self.source.schemes))
+        if not (is_path or is_uri or self.argv) or "," in shown:
             leaf = f"{shown}:{leaf}"
         return "".join(f"{_shown(driver, options)}::" for driver, options in self.layers) + leaf
 
@@ -102,8 +104,8 @@ def _shown(driver: Driver, options: Any) -> str:
 def _shown_value(option: Option, value: object) -> str:
     if option.kind.secret:
         return "***"
-    return str(plan(value)) if option.kind is SPEC and isinstance(value, str) else _without_password(str(value))
+    return str(plan(value)) if option.kind is SPEC and isinstance(value, str) else _without_secrets(str(value))
 
 
-def _without_password(text: str) -> str:
-    return _PASSWORD.sub(r"\1***@", text)
+def _without_secrets(text: str) -> str:
+    return _QUERY.sub(r"\1***", _PASSWORD.sub(r"\1***@", text))

@@ -61,7 +61,10 @@ def test_a_plan_is_shown_as_a_spec(text: str, shown: str) -> None:
 @pytest.mark.parametrize(
     "text, shown",
     [
-        ("https://user:hush@host/x?a=b@c", "https://user:***@host/x?a=b@c"),
+        ("https://user:hush@host/x?a=b@c", "https://user:***@host/x?***"),
+        ("http+unix://%2Frun%2Fs/x?signature=hush", "http+unix://%2Frun%2Fs/x?***"),
+        ("nbd+unix:///x?socket=/run/s", "nbd+unix:///x?socket=/run/s"),
+        ("raw:https://host/?a", "raw:https://host/?***"),
         ("https://user@host/x:y@z", "https://user@host/x:y@z"),
         ("cow::https://:hush@[::1]:80/x", "cow::https://:***@[::1]:80/x"),
         ("luks,header=https%3A//user%3Ahush@host/x::/img", "luks,header=https%3A//user%3A***@host/x::/img"),
