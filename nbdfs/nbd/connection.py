@@ -46,11 +46,10 @@ log = logging.getLogger(__name__)
 _POLL_NS = 50_000  # how long to look for the next request before sleeping
 _HOT_NS = 250_000  # a wait no longer, the way through trio included, means that requests come fast
 _SLICE_NS = 2_000_000  # how long to go on without letting other tasks run
+_RESTING = 1.0  # seconds without a request, after which a client holds no memory
 _BATCH = 256 << 10  # bytes of small reads that are read into one buffer and sent together
 _VIEWS = 1 << 20  # bytes of replies that are sent together where they lie
-_LARGE = (
-    64 << 10
-)  # bytes: after a payload that long the next header is received alone, so that what follows can go in place
+_LARGE = 64 << 10  # bytes: after a payload that long the next header comes alone, so that what follows can go in place
 
 
 class HungUpError(Exception):
@@ -157,8 +156,11 @@ class Connection:
                         await self._read_requests(nursery)
             except (HungUpError, ProtocolError, OSError) as error:
                 ended = error  # what is in flight is carried out all the same
-        if ended:
-            raise ended
+        try:
+            if ended:
+                raise ended
+        finally:
+            ended = None  # else it and this frame, and all that a client has, would keep each other alive
         with trio.move_on_after(self._limits.stop):
             await self._output.flush()
 
@@ -329,7 +331,7 @@ class Connection:
             if self._in_transmission and self._machine.payload_left:
                 await self._readable(self._limits.stall, "the rest of a payload did not come")
             else:
-                await self._readable(self._limits.idle, "idle for too long")
+                await self._next_request()
             count = self._stream.recv_now(space)
         now = time.monotonic_ns()
         self._hot = not waited or now - began < _HOT_NS
@@ -355,6 +357,16 @@ class Connection:
                 return count
             os.sched_yield()  # the client may need this CPU to get on
         return WOULD_BLOCK
+
+    async def _next_request(self) -> None:
+        """Wait for one; all replies are out."""
+        with trio.move_on_after(_RESTING) as scope:
+            await self._stream.readable()
+        if scope.cancelled_caught:
+            self._input.rest()
+            self._batch = memoryview(b"")
+            self._server.buffers.drop()
+            await self._readable(self._limits.idle, "idle for too long")
 
     async def _readable(self, seconds: float, complaint: str) -> None:
         with trio.move_on_after(seconds or float("inf")) as scope:
