@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from nbdfs.nbd.proto import constants as nbd
+from nbdfs.nbd.proto import wire
 from nbdfs.nbd.proto.events import ExportFacts, ProtocolError
 from nbdfs.nbd.proto.handshake import Policy, ServerHandshake, State, Tls
 from nbdfs.nbd.proto.input import Input
@@ -197,6 +198,17 @@ def test_many_long_answers_are_not_in_memory_at_once() -> None:
     portions = says(handshake, received)
     assert len(portions) == 100
     assert len(set(portions)) == 1
+
+
+@pytest.mark.parametrize(
+    ("description", "sent"),
+    [("\udcff.img", b"?.img"), ("ä" * 2049, "ä".encode() * 2048), ("x" + "ä" * 2048, b"x" + "ä".encode() * 2047)],
+)
+def test_a_description_is_utf_8_of_at_most_4096_bytes(description: str, sent: bytes) -> None:
+    facts = replace(DISK, description=description)
+    told = wire.info_replies(nbd.OPT_INFO, facts, FLAGS, frozenset({nbd.INFO_DESCRIPTION}))
+    assert told.endswith(struct.pack(">IH", len(sent) + 2, nbd.INFO_DESCRIPTION) + sent)
+    assert wire.server_reply(nbd.OPT_LIST, "a", description).endswith(string("a") + sent)
 
 
 @pytest.mark.parametrize(

@@ -101,14 +101,19 @@ def reply(option: int, kind: int, data: bytes = b"") -> bytes:
     return REPLY.pack(nbd.REPLY_MAGIC, option, kind, len(data)) + data
 
 
+def _text(text: str) -> bytes:
+    """Words for people, no longer than a string may be; what is no UTF-8, as in the name of a file, is a `?`."""
+    return text.encode(errors="replace")[: nbd.MAX_STRING].decode(errors="ignore").encode()
+
+
 def error_reply(option: int, kind: int, message: str) -> bytes:
-    return reply(option, kind, message.encode()[: nbd.MAX_STRING])
+    return reply(option, kind, _text(message))
 
 
 def server_reply(option: int, name: str, description: str) -> bytes:
     """NBD_REP_SERVER: one export of the list."""
     encoded = name.encode()
-    return reply(option, nbd.REP_SERVER, _U32.pack(len(encoded)) + encoded + description.encode()[: nbd.MAX_STRING])
+    return reply(option, nbd.REP_SERVER, _U32.pack(len(encoded)) + encoded + _text(description))
 
 
 def info_replies(option: int, facts: ExportFacts, flags: int, wanted: frozenset[int]) -> bytes:
@@ -116,7 +121,7 @@ def info_replies(option: int, facts: ExportFacts, flags: int, wanted: frozenset[
     items = {
         nbd.INFO_EXPORT: struct.pack(">QH", facts.size, flags),
         nbd.INFO_NAME: facts.name.encode(),
-        nbd.INFO_DESCRIPTION: facts.description.encode()[: nbd.MAX_STRING],
+        nbd.INFO_DESCRIPTION: _text(facts.description),
         nbd.INFO_BLOCK_SIZE: struct.pack(">III", facts.minimum, facts.preferred, facts.maximum),
     }
     if not facts.description:
