@@ -118,7 +118,7 @@ async def _run(arguments: argparse.Namespace, out: io.StringIO) -> int:
             raise UserError(f"{arguments.spec} is not reached by an NBD URI")
         print(json.dumps(value) if arguments.json else value, file=out)
     elif arguments.json:
-        print(json.dumps(report.as_json(), indent=2, ensure_ascii=False), file=out)
+        print(json.dumps(report.as_json(), indent=2), file=out)
     else:
         out.writelines(f"{line}\n" for line in report.as_text())
     return 0

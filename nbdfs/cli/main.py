@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import gc
 import importlib
+import io
 import logging
 import os
 import pkgutil
@@ -94,10 +95,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _open_standard_streams() -> None:
-    """Have /dev/null where a standard stream was closed before us, so that nothing else we open gets its place."""
+    """Have /dev/null where a standard stream was closed before us, so that nothing else we open gets its place.
+
+    Names of files that are no UTF-8 go out as they came in.
+    """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")
 
 
 def _dispatch(words: list[str]) -> int:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +16,7 @@ from nbdfs.config.files import use_file
 from nbdfs.errors import UsageError, printable, reason
 from nbdfs.registry import Driver, LayerDriver, Option
 from nbdfs.stack import plan
-from tests.tools import key_file
+from tests.tools import key_file, nbdfs
 
 FAILURE, USAGE = 1, 2
 DIGITS = "9" * 5000  # more than Python makes a number of
@@ -213,6 +216,15 @@ def test_a_mount_of_another_kind_is_left_alone(capsys: Said, monkeypatch: pytest
 def test_of_several_mounts_the_others_are_ended_too(capsys: Said) -> None:
     assert main(["umount", "folder", "empty"]) == FAILURE
     assert [line.split()[1].rpartition("/")[2] for line in capsys.readouterr().err.splitlines()] == ["folder", "empty"]
+
+
+def test_names_of_files_that_are_no_utf_8(tmp_path: Path) -> None:
+    image = os.fsdecode(bytes(tmp_path) + b"/\xff.img")
+    os.rename(tmp_path / "zeroes", image)
+    digest = hashlib.md5(bytes(1 << 20)).hexdigest()
+    assert nbdfs("copy", "--digest=md5", image, "null:").stdout == os.fsencode(f"{digest}  {image}\n")
+    assert json.loads(nbdfs("info", "--json", image).stdout)["exports"][0]["export-size"] == 1 << 20
+    assert nbdfs("serve", image, "--run", 'nbdinfo --size "$uri"').stdout == b"1048576\n"
 
 
 def test_mount8_has_a_status_of_its_own(capsys: Said) -> None:
