@@ -75,6 +75,7 @@ def decode_string(data: bytes) -> str:
 
 
 def decode_export_query(data: bytes) -> ExportQuery:
+    """The data of NBD_OPT_INFO and NBD_OPT_GO.  Raises MalformedError, as all that decode here."""
     reader = _Reader(data)
     name = reader.string()
     wanted = frozenset([reader.number(_U16) for _ in range(reader.number(_U16))])
@@ -83,6 +84,7 @@ def decode_export_query(data: bytes) -> ExportQuery:
 
 
 def decode_context_query(data: bytes) -> ContextQuery:
+    """The data of an option about metadata contexts."""
     reader = _Reader(data)
     name = reader.string()
     queries = tuple([reader.string() for _ in range(reader.number(_U32))])
@@ -93,6 +95,7 @@ def decode_context_query(data: bytes) -> ContextQuery:
 
 
 def decode_nothing(data: bytes) -> None:
+    """The data of an option that has none."""
     _Reader(data).end()
 
 
@@ -107,6 +110,7 @@ def _text(text: str) -> bytes:
 
 
 def error_reply(option: int, kind: int, message: str) -> bytes:
+    """NBD_REP_ERR_*: an option that is refused, with the reason for people."""
     return reply(option, kind, _text(message))
 
 
@@ -134,4 +138,5 @@ def info_replies(option: int, facts: ExportFacts, flags: int, wanted: frozenset[
 
 
 def context_reply(option: int, number: int, name: str) -> bytes:
+    """NBD_REP_META_CONTEXT: a context, and the number it has on this connection."""
     return reply(option, nbd.REP_META_CONTEXT, _U32.pack(number) + name.encode())
