@@ -29,3 +29,8 @@ class Buffers:
         if self._kept + len(buffer) <= self._keep:
             self._kept += len(buffer)
             self._free[len(buffer)].append(buffer)
+
+    def drop(self) -> None:
+        """Keep none of the unused ones."""
+        self._kept = 0
+        self._free.clear()

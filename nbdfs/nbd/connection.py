@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import mmap
 import os
 import time
@@ -360,16 +361,17 @@ class Connection:
 
     async def _next_request(self) -> None:
         """Wait for one; all replies are out."""
-        with trio.move_on_after(_RESTING) as scope:
+        idle = self._limits.idle or math.inf
+        with trio.move_on_after(min(_RESTING, idle)) as scope:
             await self._stream.readable()
         if scope.cancelled_caught:
             self._input.rest()
             self._batch = memoryview(b"")
             self._server.buffers.drop()
-            await self._readable(self._limits.idle, "idle for too long")
+            await self._readable(max(idle - _RESTING, 0), "idle for too long")
 
     async def _readable(self, seconds: float, complaint: str) -> None:
-        with trio.move_on_after(seconds or float("inf")) as scope:
+        with trio.move_on_after(seconds) as scope:
             await self._stream.readable()
         if scope.cancelled_caught:
             raise ConnectionError(errno.ETIMEDOUT, complaint)

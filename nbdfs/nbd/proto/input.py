@@ -12,7 +12,8 @@ class Input:
     """
 
     def __init__(self, size: int = 256 << 10) -> None:
-        self.view = memoryview(mmap.mmap(-1, size))  # pages that were never received into cost nothing
+        self._pages = mmap.mmap(-1, size)  # those that were never received into cost nothing
+        self.view = memoryview(self._pages)
         self.start = 0
         self.end = 0
 
@@ -28,6 +29,11 @@ class Input:
             self.view[:rest] = self.view[self.start : self.end]
             self.start, self.end = 0, rest
         return self.view[self.end :]
+
+    def rest(self) -> None:
+        """Give back the memory, if nothing is in it."""
+        if self.start == self.end:
+            self._pages.madvise(mmap.MADV_REMOVE)
 
     def received(self, count: int) -> None:
         self.end += count
