@@ -14,6 +14,7 @@ import select
 from nbdfs.cli._control import for_each
 from nbdfs.errors import UserError
 from nbdfs.fuse import mounting
+from nbdfs.fuse.target import remove_left_placeholder
 
 SUMMARY = "end a mount"
 
@@ -39,24 +40,27 @@ def end(path: str, *, lazy: bool = False) -> None:
         raise UserError(f"{path} is not a mount: nothing to end there")
     if not mount.is_fuse:
         raise UserError(f"{path} is a mount of {mount.fstype}, not of nbdfs: umount(8) is for that")
+    dead = False
     try:
         process = _process(target)
     except OSError as error:
         if error.errno != errno.ENOTCONN:
             raise UserError(f"cannot look at {path}: {error.strerror}") from error
-        lazy, process = True, None
+        dead, process = True, None
     try:
-        mounting.unmount(target, lazy=lazy)
+        mounting.unmount(target, lazy=lazy or dead)
     except OSError as error:
         hint = "close what uses it, or use --lazy" if error.errno == errno.EBUSY else "it needs its owner or root"
         raise UserError(f"cannot unmount {path}: {error.strerror}; {hint}") from error
     if process is not None:
         _wait(process, path)
+    if dead:
+        remove_left_placeholder(target)
 
 
 def _process(target: str) -> int | None:
     """A descriptor of the process that serves a mount, if it tells."""
-    os.stat(target)
+    os.statvfs(target)  # unlike stat, never answered from what the kernel remembers
     with contextlib.suppress(OSError, ValueError):
         return os.pidfd_open(int(os.getxattr(target, "user.nbdfs.pid")))
     return None

@@ -78,6 +78,12 @@ def _is_placeholder(target: str) -> bool:
         return False
 
 
+def remove_left_placeholder(target: str) -> None:
+    """Remove what a killed process made to mount on; a file that is somebody's stays."""
+    if _is_placeholder(target):
+        _remove_placeholder(target)
+
+
 def _remove_placeholder(target: str) -> None:
     try:
         if os.stat(target).st_size == 0:

@@ -60,6 +60,24 @@ def test_background_tells_that_it_did_not_come_up(mount: Mounter) -> None:
     assert not (mount.folder / "disk").exists()
 
 
+def test_umount_takes_away_all_that_a_killed_process_left(mount: Mounter) -> None:
+    mounted = mount("memory:1M")
+    mounted.process.kill()
+    mounted.process.wait(SECONDS)
+    mount.run(*nbdfs("umount", str(mounted.file)))
+    assert not is_mounted(mounted.file)
+    assert not mounted.file.exists() or not marks(mount.folder)
+
+
+def marks(folder: Path) -> bool:
+    """Whether files there can have extended attributes, by which a placeholder is known."""
+    try:
+        os.setxattr(folder, "user.nbdfs.test", b"1")
+    except OSError:
+        return False
+    return True
+
+
 def test_existing_file_comes_back(mount: Mounter) -> None:
     covered = mount.folder / "covered"
     mount.do(lambda: covered.write_text("what was there"))
