@@ -2,10 +2,13 @@
 
 The journal is spoken to in its own protocol (systemd.io, "Native Journal Protocol"), with fields to search for.
 Where standard error leads to the journal anyway, each line of text is marked with its priority (sd-daemon(3)).
+In the background, with no file to log to, it is the journal or syslog(3).
 """
 
 from __future__ import annotations
 
+import abc
+import contextlib
 import logging
 import os
 import struct
@@ -18,6 +21,8 @@ from nbdfs.errors import UserError, printable
 FORMATS = ("text", "json", "journal")
 
 _JOURNAL = "/run/systemd/journal/socket"
+_SYSLOG = "/dev/log"
+_DAEMON = 3 << 3  # facility, <sys/syslog.h>
 _LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)
 _PRIORITIES = {
     logging.DEBUG: 7,
@@ -35,9 +40,26 @@ def set_up(verbose: int, form: str = "text", file: str = "") -> None:
     logging.basicConfig(level=_LEVELS[min(verbose, 2)], handlers=[handler], force=True)
 
 
+def leave_terminal() -> None:
+    """From now on log to the journal, else to syslog, else nowhere, if it was to standard error: that will be gone."""
+    root = logging.getLogger()
+    if any(type(handler) is not logging.StreamHandler for handler in root.handlers):
+        return
+    root.handlers[:] = [logging.NullHandler()]
+    for kind in (JournalHandler, SyslogHandler):
+        with contextlib.suppress(OSError):
+            root.handlers[:] = [kind()]
+            return
+
+
 def _handler(form: str, file: str) -> logging.Handler:
     if form == "journal":
-        return JournalHandler(_JOURNAL)
+        try:
+            return JournalHandler()
+        except OSError as error:
+            raise UserError(
+                f"there is no journal ({_JOURNAL}: {error.strerror}): choose another --log-format"
+            ) from error
     try:
         handler = logging.FileHandler(file) if file else logging.StreamHandler()
     except OSError as error:
@@ -85,29 +107,44 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(fields, ensure_ascii=True)
 
 
-class JournalHandler(logging.Handler):
-    """Sends records to the journal; what it does not take (it is being restarted, say) goes to standard error."""
+class SystemHandler(logging.Handler, abc.ABC):
+    """Sends records to a datagram socket of the system; what `called` does not take (it is being restarted, say) goes
+    to standard error.  Raises OSError if nobody listens there."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, called: str) -> None:
         import socket  # not at the start of every command
 
         super().__init__()
         self._path = path
-        try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
-                probe.connect(path)
-        except OSError as error:
-            raise UserError(f"there is no journal ({path}: {error.strerror}): choose another --log-format") from error
+        self._called = called
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
+            probe.connect(path)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+
+    @abc.abstractmethod
+    def message(self, record: logging.LogRecord) -> bytes:
+        """The datagram for a record."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            # By its name each time: a journal that was restarted has a new socket.
-            self._socket.sendto(_journal_message(self._fields(record)), self._path)
+            # By its name each time: a service that was restarted has a new socket.
+            self._socket.sendto(self.message(record), self._path)
         except OSError as error:
-            sys.stderr.write(f"nbdfs: {record.getMessage()} (the journal does not take it: {error.strerror})\n")
+            said = f"nbdfs: {record.getMessage()} ({self._called} does not take it: {error.strerror})"
+            sys.stderr.write(f"{printable(said)}\n")
 
-    def _fields(self, record: logging.LogRecord) -> Mapping[str, str]:
+    def close(self) -> None:
+        self._socket.close()
+        super().close()
+
+
+class JournalHandler(SystemHandler):
+    """Sends records to the journal."""
+
+    def __init__(self) -> None:
+        super().__init__(_JOURNAL, "the journal")
+
+    def message(self, record: logging.LogRecord) -> bytes:
         fields = {
             "MESSAGE": record.getMessage(),
             "PRIORITY": str(_priority(record)),
@@ -120,11 +157,18 @@ class JournalHandler(logging.Handler):
         }
         if record.exc_info:
             fields["TRACEBACK"] = logging.Formatter().formatException(record.exc_info)
-        return fields
+        return _journal_message(fields)
 
-    def close(self) -> None:
-        self._socket.close()
-        super().close()
+
+class SyslogHandler(SystemHandler):
+    """Sends records to syslog(3), as a daemon's."""
+
+    def __init__(self) -> None:
+        super().__init__(_SYSLOG, "syslog")
+
+    def message(self, record: logging.LogRecord) -> bytes:
+        text = f"<{_DAEMON | _priority(record)}>nbdfs[{record.process}]: {printable(record.getMessage())}"
+        return text.encode()[:_MOST_DATAGRAM]
 
 
 def _journal_message(fields: Mapping[str, str]) -> bytes:

@@ -16,12 +16,13 @@ from nbdfs.errors import UserError
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-def background() -> Callable[[], None]:
+def background(leaving: Callable[[], None] = lambda: None) -> Callable[[], None]:
     """Go on in a child process.  Call before threads or trio exist; returns in the child only.
 
     The caller's process stays until the child either calls what is returned here (exit status 0) or ends (its exit
     status).  Until then the child keeps the terminal for questions and errors, and stays in the caller's process
     group: while an automount waits, autofs lets nobody but the group of the automounter reach the mount point.
+    `leaving` is called just before the terminal is given up.
     """
     reading, writing = os.pipe()
     child = os.fork()
@@ -34,6 +35,7 @@ def background() -> Callable[[], None]:
     os.close(reading)
 
     def ready() -> None:
+        leaving()
         os.setsid()
         sys.stdout.flush()
         null = os.open(os.devnull, os.O_RDWR)

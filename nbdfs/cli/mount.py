@@ -16,7 +16,7 @@ from functools import partial
 
 import trio
 
-from nbdfs import mount, supervise, systemd
+from nbdfs import logs, mount, supervise, systemd
 from nbdfs.cli import _observing, _serving
 from nbdfs.cli._configured import from_configuration, is_name
 from nbdfs.cli._serving import Service
@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
     service = _serving.service(arguments)
     _observing.set_up_log(arguments)
     display = _observing.progress(arguments, own_terminal=not arguments.background)
-    ready = supervise.background() if arguments.background else lambda: None
+    ready = supervise.background(logs.leave_terminal) if arguments.background else lambda: None
     trio.run(_serve, order, service, arguments, ready, display)
     return 0
 

@@ -16,7 +16,7 @@ from functools import partial
 
 import trio
 
-from nbdfs import live, supervise, systemd
+from nbdfs import live, logs, supervise, systemd
 from nbdfs.cli import _observing, _serving
 from nbdfs.cli._configured import from_configuration, is_name
 from nbdfs.cli._serving import Place, Service
@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
     what = _serving.service(arguments, _place(arguments))
     _observing.set_up_log(arguments)
     display = _observing.progress(arguments, own_terminal=not (arguments.background or arguments.run))
-    ready = supervise.background() if arguments.background else lambda: None
+    ready = supervise.background(logs.leave_terminal) if arguments.background else lambda: None
     return trio.run(_serve, plans, what, arguments, ready, display)
 
 

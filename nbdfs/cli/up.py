@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable
 
 import trio
 
-from nbdfs import supervise, systemd
+from nbdfs import logs, supervise, systemd
 from nbdfs.config.fleet import Fleet, fleet
 from nbdfs.errors import UserError
 from nbdfs.nursery import serving_nursery
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    ready = supervise.background() if arguments.background else lambda: None
+    ready = supervise.background(logs.leave_terminal) if arguments.background else lambda: None
     return trio.run(_run, arguments, ready)
 
 

@@ -59,7 +59,7 @@ def run(argv: Sequence[str]) -> int:
         raise UsageError("--log=stderr goes with -f: a server in the background has no terminal")
     if arguments.log == "null":
         logging.disable()
-    ready = (lambda: None) if foreground else supervise.background()
+    ready = (lambda: None) if foreground else supervise.background(logs.leave_terminal)
     return trio.run(_serve, planned, what, arguments, ready)
 
 

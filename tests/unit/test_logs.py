@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import socket
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -166,3 +167,66 @@ def test_a_stream_that_is_not_ours_gets_none(
     logs.set_up(0)
     log.warning("careful")
     assert capsys.readouterr().err == "nbdfs: careful\n"
+
+
+@pytest.fixture
+def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, socket.socket]]:
+    """Sockets where the journal and syslog would be; a test may close one."""
+    made = {}
+    for name in ("_JOURNAL", "_SYSLOG"):
+        made[name] = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        made[name].bind(str(tmp_path / name))
+        made[name].setblocking(False)
+        monkeypatch.setattr(logs, name, str(tmp_path / name))
+    yield made
+    for listener in made.values():
+        listener.close()
+
+
+def test_without_a_terminal_the_journal_is_told(system: dict[str, socket.socket]) -> None:
+    logs.set_up(0)
+    logs.leave_terminal()
+    log.warning("a disk is full")
+    assert b"MESSAGE=a disk is full\n" in system["_JOURNAL"].recv(4096)
+
+
+def test_without_a_journal_syslog_is_told(system: dict[str, socket.socket]) -> None:
+    system["_JOURNAL"].close()
+    logs.set_up(1)
+    logs.leave_terminal()
+    log.info("a client\nsays so")
+    assert system["_SYSLOG"].recv(4096).rstrip(b"\0") == f"<30>nbdfs[{os.getpid()}]: a client\\nsays so".encode()
+
+
+def test_with_neither_nothing_is_logged(system: dict[str, socket.socket], capsys: pytest.CaptureFixture[str]) -> None:
+    for listener in system.values():
+        listener.close()
+    logs.set_up(0)
+    logs.leave_terminal()
+    log.warning("nobody hears this")
+    assert capsys.readouterr().err == ""
+
+
+def test_a_log_of_its_own_stays(system: dict[str, socket.socket], tmp_path: Path) -> None:
+    logs.set_up(0, "text", str(tmp_path / "log"))
+    logs.leave_terminal()
+    log.warning("a disk is full")
+    assert "a disk is full" in (tmp_path / "log").read_text()
+    with pytest.raises(BlockingIOError):
+        system["_JOURNAL"].recv(4096)
+
+
+def test_a_command_in_the_background_leaves_the_terminal(
+    system: dict[str, socket.socket], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def background(leaving: Callable[[], None]) -> Callable[[], None]:
+        def ready() -> None:
+            leaving()
+            log.warning("it is up")
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        return ready
+
+    monkeypatch.setattr("nbdfs.supervise.background", background)
+    assert main(["serve", "-b", "-U", str(tmp_path / "socket"), "memory:1M"]) == 0
+    assert b"MESSAGE=it is up\n" in system["_JOURNAL"].recv(4096)
