@@ -102,7 +102,7 @@ class Run:
         finally:
             _current = None
         if wanted is _ENDED:
-            self._ended()
+            self._finish()
         elif wanted is _TASK:
             self.start_task()
         elif wanted is not _PARKED:
@@ -115,7 +115,11 @@ class Run:
         except Exception:
             log.exception("a request ended by a fault")
         finally:
-            self._ended()
+            self._finish()
+
+    def _finish(self) -> None:
+        ended, self._ended = self._ended, _nothing  # what it names may name this run: nobody shall keep the other alive
+        ended()
 
     def _park(self, abort: Callable[[], None]) -> Wake:
         self._abort = abort
@@ -146,8 +150,14 @@ class _Rest:
 
 def go_on() -> None:
     """Carry on the runs that are ready, unless a run is executing or `held` puts it off."""
-    while _ready and _current is None and not _holds:
+    if not _ready or _current is not None or _holds:
+        return
+    corked = _corked
+    cork()  # what they send can go together
+    while _ready:
         _ready.popleft()._advance()
+    if not corked:
+        uncork()
 
 
 @contextmanager
@@ -163,7 +173,7 @@ def held() -> Iterator[None]:
 
 
 def cork() -> None:
-    """Requests are being begun one after the other: put off what `later` is given.  `uncork` before any wait."""
+    """Requests are begun, or go on, one after the other: put off what `later` is given.  `uncork` before any wait."""
     global _corked
     _corked = True
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Self, TypeVar
 
 import trio
 
-from nbdfs import libc
+from nbdfs import eager, libc
 from nbdfs.backends.file.opening import Opened, open_path
 from nbdfs.errors import SourceError
 from nbdfs.fileio import data_runs, read_whole, write_whole
@@ -48,6 +48,8 @@ _UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV)
 
 class File(Source):
     """The file at `path`, all of it, with the size it has when it is opened."""
+
+    eager = True
 
     def __init__(self, path: str, options: Options, *, readonly: bool) -> None:
         self._path = path
@@ -233,6 +235,7 @@ class File(Source):
     async def _thread(self, work: Callable[[], Result], *, abandon: bool = False) -> Result:
         if Caps.IMMEDIATE in self.info.caps:
             return work()
+        await eager.task()
         return await trio.to_thread.run_sync(work, limiter=self._threads, abandon_on_cancel=abandon)
 
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import trio
 
+from nbdfs import eager
 from nbdfs.backends.luks import LuksOptions
 from nbdfs.backends.luks.cipher import CipherName, SectorCipher
 from nbdfs.backends.luks.device import load_header
@@ -43,6 +44,7 @@ class Luks(Layer):
         self._start = segment.offset
         self._tweak = segment.iv_tweak
         self._spare: list[bytearray] = []
+        self.eager = below.eager
         info, sector = below.info, segment.sector_size
         passed = _PASSED | Caps.TRIM | Caps.EXTENTS if discards else _PASSED
         if info.block.minimum > sector or segment.offset % info.block.minimum:
@@ -63,6 +65,7 @@ class Luks(Layer):
         if self._inline(len(buffer)):
             self._cipher.decrypt(buffer, buffer, first)
         else:
+            await eager.task()
             await trio.to_thread.run_sync(self._cipher.decrypt, buffer, buffer, first, limiter=_WORKERS)
 
     async def pwrite(self, data: memoryview, offset: int, *, fua: bool = False) -> None:
@@ -71,6 +74,7 @@ class Luks(Layer):
             self._cipher.encrypt(data, result, offset // SECTOR + self._tweak)
             await self.below.pwrite(result, self._start + offset, fua=fua)
             return
+        await eager.task()
         spare = self._spare.pop() if self._spare else bytearray(_PIECE)
         try:
             for at, size in pieces(offset, len(data), _PIECE):

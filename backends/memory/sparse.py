@@ -15,7 +15,7 @@ from typing import Self
 
 import trio
 
-from nbdfs import libc
+from nbdfs import eager, libc
 from nbdfs.backends.memory.budget import Budget, fits
 from nbdfs.errors import SourceError, UserError
 from nbdfs.fileio import data_runs, read_whole, write_whole
@@ -39,6 +39,8 @@ _MADV_POPULATE_READ = 22  # Linux 5.14
 
 class Memory(Source):
     """`size` bytes; with `locked` what is stored is never swapped out."""
+
+    eager = True
 
     def __init__(self, size: int, *, locked: bool = False) -> None:
         self.info = SourceInfo(size, _CAPS, description=f"memory:{format_size(size)}")
@@ -128,6 +130,8 @@ class Memory(Source):
         if fast:
             raise SourceError(errno.ENOTSUP, "zeroes that take space are written", where=self.info.description)
         self._ask_for(self._missing(offset, length))
+        if length > _ZERO_SLICE:
+            await eager.task()
         for start, size in pieces(offset, length, _ZERO_SLICE):
             for at, step in pieces(start, size, len(_ZEROES)):
                 self._write(_ZEROES[:step], at)

@@ -20,7 +20,7 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from nbdfs import eager
-from nbdfs.eager import Run
+from nbdfs.flights import Flight, Flights
 from nbdfs.fuse import wire
 from nbdfs.fuse.barrier import failure
 from nbdfs.fuse.control_link import ControlLink
@@ -36,7 +36,6 @@ _POLL_NS = 50_000  # how long to look for the next request before sleeping
 _SLICE_NS = 2_000_000  # how long to go on without letting other tasks run
 _MOST_FLIGHTS = 512  # requests in flight; the rest waits in the kernel
 _SPARE_REQUESTS = 64  # kept with their memory for the next flights
-_CHECKS = 8  # in one `timeout`: how exactly deadlines are kept
 
 _GONE = (errno.ENODEV, errno.ENOTCONN)  # the file system was unmounted, or its connection aborted
 _RETRY = (errno.EINTR, errno.ENOENT)  # ENOENT: the request was taken back before we read it
@@ -57,9 +56,7 @@ class DataPlane:
         self._timeout = timeout
         self._operations = operations = Operations(tree)
         self._spare: list[Request] = []
-        self._flights: dict[int, _Flight] = {}
-        self._landed = trio.Event()  # set when a flight ends while there are _MOST_FLIGHTS
-        self._flying = trio.Event()  # set when there are flights whose deadlines are to be watched
+        self._flights: Flights[_Flight] = Flights()  # by the kernel's number of the request
         self._reading = trio.CancelScope()
         self._poller: Callable[[], bool] | None = None  # of the source that was asked last and has not answered yet
         self._patience = Patience(_POLL_NS if poll else 0)
@@ -77,24 +74,21 @@ class DataPlane:
     async def run(self) -> None:
         """Serve until the mount is gone (what is in flight is cancelled) or until `finish` (it is answered)."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._watch)
+            nursery.start_soon(self._flights.watch, self._timeout, self._overdue)
             async with trio.open_nursery() as flights:
                 try:
                     with self._reading:
                         await self._loop(flights)
                         self._cancel_flights()
                     eager.uncork()
-                    while self._flights:
-                        self._landed = trio.Event()
-                        await self._landed.wait()
+                    await self._flights.fewer_than(1)
                 finally:
                     self._cancel_flights()
             nursery.cancel_scope.cancel()
 
     def _cancel_flights(self) -> None:
         eager.uncork()
-        for flight in list(self._flights.values()):
-            flight.run.cancel()
+        self._flights.cancel()
 
     def finish(self) -> None:
         """Take no more requests, so that clients of a detached mount do not keep it going."""
@@ -147,8 +141,7 @@ class DataPlane:
             return request
         if len(self._flights) >= _MOST_FLIGHTS:
             eager.uncork()
-            self._landed = trio.Event()
-            await self._landed.wait()
+            await self._flights.fewer_than(_MOST_FLIGHTS)
         self._begin(_Flight(self, handler, request, file, nursery))
         return self._spare.pop() if self._spare else Request(self._device)
 
@@ -161,58 +154,46 @@ class DataPlane:
         flight = self._flights.get(wire.INTERRUPT_IN.unpack_from(request.message, wire.BODY)[0])
         if flight:
             flight.interrupted = True
-            flight.run.cancel()
+            flight.cancel()
 
     def _begin(self, flight: _Flight) -> None:
         if self._flights:
             eager.cork()  # others follow: what they send can go together
-        self._flights[flight.request.unique] = flight
-        self._flying.set()
+        self._flights.add(flight.request.unique, flight)
         self._poller = flight.file.poller
         if flight.file.eager:
-            flight.run.start()
+            flight.start()
         else:
-            flight.run.start_task()
+            flight.start_task()
 
     def land(self, flight: _Flight) -> None:
         """A flight has ended: answer it if nobody has, and take its memory back."""
         request = flight.request
-        del self._flights[request.unique]
+        self._flights.remove(request.unique)
         if not self._flights:
             self._poller = None
         if not request.answered:
             request.fail(errno.EINTR if flight.interrupted else errno.EIO)
         if len(self._spare) < _SPARE_REQUESTS:
             self._spare.append(request)
-        self._landed.set()
 
-    async def _watch(self) -> None:
-        """Cancel what is past its deadline."""
-        while True:
-            if not self._flights:
-                self._flying = trio.Event()
-                await self._flying.wait()
-            await trio.sleep(self._timeout / _CHECKS)
-            before = trio.current_time() - self._timeout
-            for flight in [flight for flight in self._flights.values() if flight.progressed < before]:
-                if not flight.interrupted:
-                    log.error("%s: no answer to %s within %g s", flight.file.source.info.description,
-                              flight.request, self._timeout)  # fmt: skip
-                flight.run.cancel()
+    def _overdue(self, flight: _Flight) -> None:
+        if not flight.interrupted:
+            log.error("%s: no answer to %s within %g s", flight.file.source.info.description,
+                      flight.request, self._timeout)  # fmt: skip
 
 
-class _Flight:
+class _Flight(Flight):
     """A request that waits for its source."""
 
-    __slots__ = ("file", "interrupted", "progressed", "request", "run")
+    __slots__ = ("file", "interrupted", "request")
 
     def __init__(self, plane: DataPlane, handler: Handler, request: Request, file: File, nursery: trio.Nursery) -> None:
+        super().__init__(self._answer(handler), nursery, lambda: plane.land(self))
         self.request = request
         self.file = file
         self.interrupted = False
-        self.progressed = trio.current_time()
         request.progress = self._progress
-        self.run = Run(self._answer(handler), nursery, lambda: plane.land(self))
 
     def _progress(self) -> None:
         self.progressed = trio.current_time()

@@ -1,14 +1,16 @@
 """One client of the server, from the greeting to the end.
 
-One task reads.  Requests to a source that never waits (`Caps.IMMEDIATE`) are carried out by that task, and the replies
-to all requests that came in one piece go out in one piece.  Any other request gets a task of its own, so that a slow
-one delays no other; memory in flight is bounded by reservations, and who may not reserve is not read from.
+One task reads.  Requests to a source that never waits (`Caps.IMMEDIATE`) are carried out by that task.  Any other
+request is a run of `nbdfs.eager`: begun on the spot where the source can do that, else a task; a slow one delays no
+other.  The replies to requests that came in one piece, and are carried out at once, go out in one piece.  Memory in
+flight is bounded by reservations, and who may not reserve is not read from.
 
 Invariants
 * A buffer of the pool belongs to one request from before its payload is received until its reply is sent.
 * Replies that borrow memory (views, the batch buffer) are flushed before the reading task's next checkpoint, or their
   bytes are copied; only the reading task queues such replies, and only while nobody else sends.
-* What was reserved is released exactly once, by whoever gives the buffer back.
+* What was reserved is released exactly once, with the buffer.
+* Every request is answered exactly once.
 """
 
 from __future__ import annotations
@@ -19,13 +21,15 @@ import math
 import mmap
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import trio
 
+from nbdfs import eager
 from nbdfs.export import Export
+from nbdfs.flights import Flight, Flights
 from nbdfs.nbd.exports import facts_of
 from nbdfs.nbd.limits import OVERHEAD
 from nbdfs.nbd.operations import Operations
@@ -75,6 +79,9 @@ class Connection:
         self._hot = False
         self._large = False  # whether the last request had a large payload
         self._slice_end = 0
+        self._flights: Flights[_Flight] = Flights()
+        self._push_is_due = False
+        self._poller: Callable[[], bool] | None = None  # of the source
 
     async def run(self) -> None:
         """Serve until the client leaves or breaks the protocol, in one line of the log."""
@@ -94,6 +101,7 @@ class Connection:
         except OSError as error:
             log.info("%s: lost: %s", peer, error.strerror or error)
         finally:
+            self._output.close()
             self._stream.close()
 
     def stop(self) -> None:
@@ -145,27 +153,38 @@ class Connection:
     async def _answer_requests(self, export: Export, facts: ExportFacts) -> None:
         handshake = self._handshake
         self._machine = ServerTransmission(facts, handshake.agreed, handshake.transmission_flags(facts), self._input)
-        self._operations = Operations(export, self._machine, self._output, self._limits.request)
+        self.operations = Operations(export, self._machine, self._output)
+        self._output.failed = self._reading.cancel
         self._memory = self._server.memory_of(export)
         self._immediate = Caps.IMMEDIATE in export.source.info.caps and not export.before_access
+        self._eager = export.source.eager and not export.before_access
+        self._poller = export.source.poller()
         self._in_transmission = True
         ended: Exception | None = None
-        async with trio.open_nursery() as nursery:
+        async with trio.open_nursery() as self.nursery:
+            self.nursery.start_soon(self._flights.watch, self._limits.request, self._overdue)
             try:
                 with self._reading:
                     if not handshake.stopping:
-                        await self._read_requests(nursery)
+                        await self._read_requests()
             except (HungUpError, ProtocolError, OSError) as error:
                 ended = error  # what is in flight is carried out all the same
+            try:
+                eager.uncork()
+                await self._flights.fewer_than(1)
+            finally:
+                self._flights.cancel()
+            if not ended:
+                with trio.move_on_after(self._limits.stop):
+                    await self._output.flush()
+            self.nursery.cancel_scope.cancel()
         try:
             if ended:
                 raise ended
         finally:
             ended = None  # else it and this frame, and all that a client has, would keep each other alive
-        with trio.move_on_after(self._limits.stop):
-            await self._output.flush()
 
-    async def _read_requests(self, nursery: trio.Nursery) -> None:
+    async def _read_requests(self) -> None:
         now = {nbd.CMD_READ: self._read_now, nbd.CMD_WRITE: self._write_now}  # of a source that never waits
         most = self._limits.client_memory
         while True:
@@ -177,48 +196,67 @@ class Connection:
                 if self._immediate and event.length <= most:
                     await now.get(event.command, self._other_now)(event)
                 else:
-                    await self._begin(event, nursery)
+                    await self._begin(event)
             elif isinstance(event, Refused):
-                self._operations.refuse(event.request, event.error, event.message)
+                self.operations.refuse(event.request, event.error, event.message)
             elif isinstance(event, Disconnect):
                 return
 
-    async def _begin(self, request: Request, nursery: trio.Nursery) -> None:
-        await self._output.flush()
+    # Requests that may wait
+
+    async def _begin(self, request: Request) -> None:
         payload = request.length if request.command in (nbd.CMD_READ, nbd.CMD_WRITE) else 0
         weight = payload + OVERHEAD
-        await self._memory.reserve(weight)
+        if not self._memory.reserve_now(weight):
+            await self._flush_batch()
+            await self._memory.reserve(weight)
         buffer = self._server.buffers.take(payload) if payload else None
-        with unless_done(lambda: self._give_back(weight, buffer)):
-            if request.command == nbd.CMD_WRITE:
-                assert buffer is not None
+        if buffer is not None and request.command == nbd.CMD_WRITE:
+            with unless_done(lambda: self.give_back(weight, buffer)):
                 await self._receive_payload(buffer[:payload])
-        nursery.start_soon(self._perform, request, weight, buffer)
+        flight = _Flight(self, request, weight, buffer)
+        eager.cork()  # others may follow: what they send can go together
+        self._flights.add(flight, flight)
+        if self._eager:
+            flight.start()
+        else:
+            flight.start_task()
 
-    async def _perform(self, request: Request, weight: int, buffer: memoryview | None) -> None:
-        """The task of one request."""
-        try:
-            await self._operations.perform_in_time(request, buffer)
-        except OSError as error:  # the reply could not be sent
-            log.debug("%s: %s", self._stream.peer, error)
-            self._reading.cancel()
-        finally:
-            self._give_back(weight, buffer)
+    def _overdue(self, flight: _Flight) -> None:
+        log.error("no answer to command %d within %g s", flight.request.command, self._limits.request)
 
-    def _give_back(self, weight: int, buffer: memoryview | None) -> None:
+    def land(self, flight: _Flight) -> None:
+        """A flight has ended: answer it if nobody has."""
+        self._flights.remove(flight)
+        if not flight.answered:
+            late = f"the source has not answered within {self._limits.request:g} s"
+            self.operations.refuse(flight.request, nbd.EIO, late)
+        self._output.owe(flight.give_back)
+        if not self._push_is_due:
+            self._push_is_due = True
+            eager.later(self._push)
+
+    def _push(self) -> None:
+        self._push_is_due = False
+        self._output.push(self.nursery)
+
+    def give_back(self, weight: int, buffer: memoryview | None) -> None:
+        """Release what a request had reserved."""
         if buffer is not None:
             self._server.buffers.give(buffer)
         self._memory.release(weight)
 
+    # Requests that do not wait
+
     async def _other_now(self, request: Request) -> None:
-        await self._operations.perform(request, None)
+        await self.operations.perform(request, None)
 
     async def _read_now(self, request: Request) -> None:
         """A READ of a source that never waits."""
         if self._output.busy:
             await self._flush_batch()
         try:
-            view = self._operations.view(request)
+            view = self.operations.view(request)
         except OSError:
             view = None  # reading it the other way gives the error reply
         if view is not None:
@@ -229,7 +267,7 @@ class Connection:
                 self._viewed = self._batch_used = 0
         elif request.length > _BATCH:
             async with self._borrowed(request.length) as buffer:
-                await self._operations.perform(request, buffer)
+                await self.operations.perform(request, buffer)
                 await self._output.flush()
         else:
             if request.length > _BATCH - self._batch_used:
@@ -238,10 +276,11 @@ class Connection:
                 self._batch = memoryview(mmap.mmap(-1, _BATCH))
             start = self._batch_used
             self._batch_used += request.length
-            await self._operations.perform(request, self._batch[start : self._batch_used])
+            await self.operations.perform(request, self._batch[start : self._batch_used])
 
     async def _flush_batch(self) -> None:
         """Send all replies; the batch buffer is free then."""
+        eager.uncork()
         await self._output.flush()
         self._viewed = self._batch_used = 0
 
@@ -254,7 +293,7 @@ class Connection:
             start = received.start
             received.start += length
             self._machine.payload_received(length)
-            await self._operations.perform(request, received.view[start : start + length])
+            await self.operations.perform(request, received.view[start : start + length])
             return
         await self._flush_batch()
         done = await self._receive_in_place(request)
@@ -264,7 +303,7 @@ class Connection:
         async with self._borrowed(length - done) as buffer:
             await self._receive_payload(buffer[: length - done])
             rest = request._replace(offset=request.offset + done, length=length - done)
-            await self._operations.perform(rest, buffer)
+            await self.operations.perform(rest, buffer)
 
     async def _receive_in_place(self, request: Request) -> int:
         """Receive the payload of a WRITE straight into the source's memory; give how much went there.
@@ -275,7 +314,7 @@ class Connection:
         done = 0
         place: memoryview | None = None  # where the rest goes
         while done < request.length:
-            place = place or self._operations.place(request, done)
+            place = place or self.operations.place(request, done)
             if place is None:
                 break
             count = self._input.move_into(place) or self._stream.recv_now(place)
@@ -356,6 +395,8 @@ class Connection:
             count = self._stream.recv_now(space)
             if count != WOULD_BLOCK:
                 return count
+            if self._poller and self._flights:
+                self._poller()
             os.sched_yield()  # the client may need this CPU to get on
         return WOULD_BLOCK
 
@@ -371,7 +412,32 @@ class Connection:
             await self._readable(max(idle - _RESTING, 0), "idle for too long")
 
     async def _readable(self, seconds: float, complaint: str) -> None:
+        eager.uncork()
         with trio.move_on_after(seconds) as scope:
             await self._stream.readable()
         if scope.cancelled_caught:
             raise ConnectionError(errno.ETIMEDOUT, complaint)
+
+
+class _Flight(Flight):
+    """A request that may wait for its source."""
+
+    __slots__ = ("_buffer", "_connection", "_weight", "answered", "request")
+
+    def __init__(self, connection: Connection, request: Request, weight: int, buffer: memoryview | None) -> None:
+        super().__init__(self._perform(), connection.nursery, self._land)
+        self._connection = connection
+        self._weight = weight
+        self._buffer = buffer
+        self.request = request
+        self.answered = False
+
+    async def _perform(self) -> None:
+        await self._connection.operations.perform(self.request, self._buffer)
+        self.answered = True
+
+    def _land(self) -> None:
+        self._connection.land(self)
+
+    def give_back(self) -> None:
+        self._connection.give_back(self._weight, self._buffer)

@@ -43,6 +43,13 @@ class Memory:
     def _fits(self, size: int) -> bool:
         return not self._used or self._used + size <= self._limit
 
+    def reserve_now(self, size: int) -> bool:
+        """`reserve` if it need not wait; whether it did."""
+        if self._waiting or not self._fits(size) or (self._whole and not self._whole.reserve_now(size)):
+            return False
+        self._used += size
+        return True
+
     async def reserve(self, size: int) -> None:
         """Wait until `size` more bytes may be in flight.  A checkpoint only if it must wait."""
         await self._reserve_here(size)
@@ -73,7 +80,8 @@ class Memory:
 
     def _release_here(self, size: int) -> None:
         self._used -= size
-        self._grant()
+        if self._waiting:
+            self._grant()
 
     def _grant(self) -> None:
         while self._waiting and self._fits(self._waiting[0][0]):

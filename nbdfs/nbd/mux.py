@@ -167,7 +167,9 @@ class Mux:
             except OSError as error:
                 self.fail(ConnectionLostError(error.errno or errno.ECONNRESET, error.strerror or str(error)))
                 return
-            if not drop_sent(self._unsent, sent):
+            if sent:
+                drop_sent(self._unsent, sent)
+            else:
                 self._blocked = True
                 self._writer_wanted.set()
 

@@ -11,8 +11,6 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import ClassVar
 
-import trio
-
 from nbdfs.errors import to_nbd
 from nbdfs.export import Export
 from nbdfs.nbd.output import Output
@@ -28,14 +26,13 @@ _LEAST_FILE = 128 << 10  # bytes; below, sendfile costs more than a copy
 
 
 class Operations:
-    """One connection's way to its export.  `timeout` is what one request may take, in seconds."""
+    """One connection's way to its export."""
 
-    def __init__(self, export: Export, machine: ServerTransmission, output: Output, timeout: float) -> None:
+    def __init__(self, export: Export, machine: ServerTransmission, output: Output) -> None:
         self._export = export
         self._source = export.source
         self._machine = machine
         self._output = output
-        self._timeout = timeout
         self._finds_holes = machine.structured and Caps.EXTENTS in export.source.info.caps
         # A file on disk could make sendfile wait, and all clients with it; one in memory cannot.
         in_memory = output.stream.can_sendfile and Caps.IMMEDIATE in export.source.info.caps
@@ -50,14 +47,6 @@ class Operations:
         except Exception:
             log.exception("unexpected error in a request")
             self.refuse(request, nbd.EIO, "internal error")
-
-    async def perform_in_time(self, request: Request, buffer: memoryview | None) -> None:
-        """`perform` under the deadline; its reply is sent when this returns."""
-        with trio.move_on_after(self._timeout) as scope:
-            await self.perform(request, buffer)
-        if scope.cancelled_caught:
-            self.refuse(request, nbd.EIO, f"the source has not answered within {self._timeout:g} s")
-        await self._output.flush()
 
     def refuse(self, request: Request, error: int, message: str) -> None:
         """Queue an error reply."""
