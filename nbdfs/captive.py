@@ -38,6 +38,7 @@ START_TIMEOUT = 30.0  # seconds until a private socket must be there
 _STOP_TIMEOUT = 5.0  # seconds a server has after SIGTERM
 _DYING = 2.0  # seconds from hanging up to the end
 _LAST_LINES = 8
+_LONGEST_LINE = 4096  # bytes; what a line has beyond that is not shown
 _BACKLOG = 128
 
 # $1 is the parent: had it died before PR_SET_PDEATHSIG was set, nobody would end the server.  The shell is replaced by
@@ -108,9 +109,10 @@ class Captive:
         async with trio.lowlevel.FdStream(output) as stream:
             partial = b""
             async for data in stream:
-                *lines, partial = (partial + data[-1 << 16 :]).split(b"\n")
+                *lines, partial = (partial + data).split(b"\n")
                 for line in lines:
                     self._say(line)
+                partial = partial[:_LONGEST_LINE]
             self._say(partial)
         await self._exited()  # its files are closed a moment before it has a status
         self._ended.set()
@@ -124,7 +126,7 @@ class Captive:
                 os.close(descriptor)
 
     def _say(self, line: bytes) -> None:
-        text = line.decode(errors="replace").strip()
+        text = line[:_LONGEST_LINE].decode(errors="replace").strip()
         if text:
             self._lines.append(text)
             log.info("%s", text)

@@ -53,6 +53,13 @@ async def test_last_words_of_a_server_that_does_not_start() -> None:
             await server.connect()
 
 
+async def test_last_words_are_not_too_many() -> None:
+    async with captive(["sh", "-c", "tr '\\0' x < /dev/zero | head -c 1000000; echo; echo end; exit 3"]) as server:
+        with trio.fail_after(30):
+            await server._ended.wait()
+        assert server.last_words() == f"sh ended with exit status 3: {'x' * 4096} / end"
+
+
 async def test_private_socket_that_never_comes() -> None:
     with pytest.raises(UserError, match="ended with exit status 7: bad"):
         async with captive(["sh", "-c", "echo bad; exit 7", "{}"]):
