@@ -13,7 +13,8 @@ from nbdfs.registry import Driver, SourceDriver
 
 # What a word on the command line stands for, by its metavar; what is not here is for people to think of.
 KINDS = {
-    **dict.fromkeys(("FILE", "FILE|DIR", "PATH", "SOCKET", "DIR", "STATEFILE", "MOUNT"), "file"),
+    **dict.fromkeys(("FILE", "PATH", "SOCKET", "DIR", "STATEFILE"), "file"),
+    **dict.fromkeys(("MOUNT", "FILE|DIR"), "mount"),
     **dict.fromkeys(("SPEC", "SPEC... FILE", "NAME=SPEC", "SRC", "DST"), "spec"),
 }
 
@@ -34,7 +35,7 @@ class Option:
 
     @property
     def kind(self) -> str:
-        """What to complete its value with: `file`, `spec`, or nothing."""
+        """What to complete its value with: `file`, `spec`, `mount`, or nothing."""
         return KINDS.get(self.value, "")
 
 

@@ -38,14 +38,17 @@ def all_commands() -> Iterator[Command]:
 
 
 def kind(thing: Option | Argument) -> str:
-    """What to complete with: `file`, `spec`, or the words there are with blanks between them."""
+    """What to complete with: `file`, `spec`, `mount`, or the words there are with blanks between them."""
     return " ".join(thing.choices) or thing.kind
 
 
 def argument_kind(command: Command) -> str:
-    """What the arguments of a command are completed with; what takes a spec takes a file too."""
+    """What the arguments of a command are completed with.
+
+    What takes a mount takes a file too, and NAME=SPEC; what takes a spec takes a file too.
+    """
     kinds = {kind(argument): None for argument in command.arguments}
-    return "spec" if "spec" in kinds else next(filter(None, kinds), "")
+    return next((known for known in ("mount", "spec") if known in kinds), next(filter(None, kinds), ""))
 
 
 def key_kind(value: Kind) -> str:
@@ -231,7 +234,9 @@ def _fish_value(option: Option) -> str:
 
 
 def _fish_offer(kind: str) -> str:
-    return {"file": "-F", "spec": "-a '(__nbdfs_spec)'", "": "-f"}.get(kind) or f"-f -a {_fish(kind)}"
+    return {"file": "-F", "spec": "-a '(__nbdfs_spec)'", "mount": "-a '(__nbdfs_mount)'", "": "-f"}.get(
+        kind
+    ) or f"-f -a {_fish(kind)}"
 
 
 SHELLS: Mapping[str, Callable[[], str]] = {"bash": bash, "zsh": zsh, "fish": fish}

@@ -19,11 +19,27 @@ _nbdfs_offer_files() {
     done < <(compgen -f -- "${3//\\/}")
 }
 
-# _nbdfs_offer_kind PREFIX KIND CUR: KIND is file, spec, or the words there are
+# The names of stacks, as a spec has them.
+_nbdfs_stacks() {
+    sed -n 's/^ *\[ *stack\.\([A-Za-z0-9_-]*\).*/conf:\1/p' /etc/nbdfs.toml \
+        "${XDG_CONFIG_HOME:-$HOME/.config}/nbdfs.toml" 2>/dev/null
+}
+
+_nbdfs_offer_mounts() {
+    local target type
+    while read -r _ target type _; do
+        printf -v target '%b' "${target//\\/\\0}"
+        [[ $type != fuse.nbdfs || $target != "${3//\\/}"* ]] || COMPREPLY+=("$1$(printf '%q' "$target")")
+    done </proc/self/mounts
+    ((${#COMPREPLY[@]})) || _nbdfs_offer_files "$@"
+}
+
+# _nbdfs_offer_kind PREFIX KIND CUR: KIND is file, spec, mount, or the words there are
 _nbdfs_offer_kind() {
     case $2 in
         file) _nbdfs_offer_files "$@" ;;
         spec) _nbdfs_offer_spec "$1" "$3" ;;
+        mount) if [[ $3 == *=* ]]; then _nbdfs_offer_spec "$1" "$3"; else _nbdfs_offer_mounts "$@"; fi ;;
         *) _nbdfs_offer "$@" ;;
     esac
 }
@@ -48,7 +64,7 @@ _nbdfs_offer_spec() {
     elif [[ $cur == *:* && " $_nbdfs_files " == *" $driver "* ]]; then
         _nbdfs_offer_files "$prefix${cur%%:*}:" file "${cur#*:}"
     else
-        _nbdfs_offer "$prefix" "$_nbdfs_starts" "$cur"
+        _nbdfs_offer "$prefix" "$_nbdfs_starts $(_nbdfs_stacks)" "$cur"
         _nbdfs_offer_files "$prefix" file "$cur"
     fi
 }

@@ -32,6 +32,27 @@ function __nbdfs_offer_kind
     end
 end
 
+# The names of stacks, as a spec has them.
+function __nbdfs_stacks
+    set -l folder $XDG_CONFIG_HOME $HOME/.config
+    sed -n 's/^ *\[ *stack\.\([A-Za-z0-9_-]*\).*/conf:\1/p' /etc/nbdfs.toml $folder[1]/nbdfs.toml 2>/dev/null
+end
+
+function __nbdfs_mounts
+    while read -d ' ' -l device target type rest
+        test $type = fuse.nbdfs; and printf '%b\n' (string replace -a '\\' '\\0' -- $target)
+    end </proc/self/mounts
+end
+
+function __nbdfs_mount
+    set -l cur (commandline -ct)
+    if string match -q '*=*' -- $cur
+        __nbdfs_spec
+    else if not string match -r -- '^'(string escape --style=regex -- $cur)'.*' (__nbdfs_mounts)
+        __nbdfs_offer_files '' $cur
+    end
+end
+
 function __nbdfs_offer_spec
     set -l prefix $argv[1]
     set -l cur $argv[2]
@@ -56,7 +77,10 @@ function __nbdfs_offer_spec
     else if string match -q '*:*' -- $cur; and contains -- $driver $__nbdfs_files
         __nbdfs_offer_files $prefix(string replace -r ':.*' : -- $cur) (string replace -r '^[^:]*:' '' -- $cur)
     else
-        __nbdfs_starts | string replace -r '^' (string escape --style=regex -- $prefix | string replace -a '\\' '')
+        begin
+            __nbdfs_starts
+            __nbdfs_stacks
+        end | string replace -r '^' (string escape --style=regex -- $prefix | string replace -a '\\' '')
         __nbdfs_offer_files $prefix $cur
     end
 end

@@ -3,11 +3,27 @@
 
 @TABLES@
 
-# _nbdfs_kind KIND: file, spec, or the words there are
+# The names of stacks, as a spec has them.
+_nbdfs_stacks() {
+    sed -n 's/^ *\[ *stack\.\([A-Za-z0-9_-]*\).*/conf:\1/p' /etc/nbdfs.toml \
+        ${XDG_CONFIG_HOME:-$HOME/.config}/nbdfs.toml 2>/dev/null
+}
+
+_nbdfs_mounts() {
+    local target type rest
+    local -a targets
+    while read -r rest target type rest; do
+        [[ $type != fuse.nbdfs ]] || targets+=("$(printf '%b' ${target//\\/\\0})")
+    done </proc/self/mounts
+    compadd -a targets || _files
+}
+
+# _nbdfs_kind KIND: file, spec, mount, or the words there are
 _nbdfs_kind() {
     case $1 in
         file) _files ;;
         spec) _nbdfs_spec ;;
+        mount) if [[ $PREFIX == *=* ]]; then _nbdfs_spec; else _nbdfs_mounts; fi ;;
         *) compadd -- ${=1} ;;
     esac
 }
@@ -34,6 +50,7 @@ _nbdfs_spec() {
         _files
     else
         compadd -S '' -- ${=_nbdfs_starts}
+        compadd -- $(_nbdfs_stacks)
         _files
     fi
 }

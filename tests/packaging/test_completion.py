@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,9 @@ from nbdfs import registry
 from nbdfs.cli import main
 from tests.conftest import ROOT
 from tests.packaging.terminal import terminal
+from tests.tools import nbdfs
 
-# What is typed, and what one Tab makes of it.
+# What is typed, and what one Tab makes of it.  FOLDER/live.img is a mount, beside a file that begins in the same way.
 CASES = {
     "nbdfs umo": "nbdfs umount",
     "nbdfs luks form": "nbdfs luks format",
@@ -40,19 +42,33 @@ CASES = {
     "nbdfs mount memory:1G --log-file unu": "nbdfs mount memory:1G --log-file unusual.img",
     "nbdfs mount memory:1G --log-file=unu": "nbdfs mount memory:1G --log-file=unusual.img",
     "nbdfs mount a.img=memo": "nbdfs mount a.img=memory:",
+    "nbdfs mount conf:back": "nbdfs mount conf:backup",
+    "nbdfs mount cow::conf:back": "nbdfs mount cow::conf:backup",
     "nbdfs umount unu": "nbdfs umount unusual.img",
+    "nbdfs umount FOLDER/li": "nbdfs umount FOLDER/live.img",
+    "nbdfs add FOLDER/li": "nbdfs add FOLDER/live.img",
+    "nbdfs add FOLDER/live.img a.img=memo": "nbdfs add FOLDER/live.img a.img=memory:",
+    "nbdfs reload FOLDER/li": "nbdfs reload FOLDER/live.img",
     "nbdfs mount fol": "nbdfs mount folder/",
 }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with files to complete, and the completions in `share`."""
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with files to complete, a mount and a stack of the configuration, and the completions in `share`."""
     folder = tmp_path_factory.mktemp("completion")
     (folder / "unusual.img").touch()
+    (folder / "like.img").touch()
     (folder / "folder").mkdir()
+    (folder / "nbdfs.toml").write_text('[stack.backup]\nspec = "memory:1M"\n')
     subprocess.run([sys.executable, "packaging/completion.py", folder / "share"], cwd=ROOT, check=True)
-    return folder
+    nbdfs("mount", "-b", "memory:1M", folder / "live.img")
+    yield folder
+    nbdfs("umount", folder / "live.img")
+
+
+def cases(folder: Path) -> dict[str, str]:
+    return {typed.replace("FOLDER", str(folder)): line.replace("FOLDER", str(folder)) for typed, line in CASES.items()}
 
 
 def test_bash(folder: Path) -> None:
@@ -76,29 +92,31 @@ def test_zsh(folder: Path) -> None:
 
 
 def _check_typed(shell: list[str], folder: Path) -> None:
-    with terminal(shell, folder, {"ZDOTDIR": str(folder)}) as screen:
+    expected = cases(folder)
+    with terminal(shell, folder, {"ZDOTDIR": str(folder), "XDG_CONFIG_HOME": str(folder)}) as screen:
         screen.until("ready")
         seen = {}
-        for typed in CASES:
+        for typed in expected:
             screen.type(f"{typed}\t\a")
             seen[typed] = screen.until(r"<<(.*?) ?>>")[1]
-    assert seen == CASES
+    assert seen == expected
 
 
 def test_fish(folder: Path) -> None:
     script = f"source {folder}/share/fish/vendor_completions.d/nbdfs.fish\n" + "".join(
-        f"echo '<<'(complete -C {_quoted(typed)} | string split -f 1 \\t | string join '|')\n" for typed in CASES
+        f"echo '<<'(complete -C {_quoted(typed)} | string split -f 1 \\t | string join '|')\n"
+        for typed in cases(folder)
     )
     done = subprocess.run(
         ["fish", "--no-config", "-c", script], cwd=folder, capture_output=True, text=True, timeout=60,
-        env={"PATH": "/usr/bin:/bin", "HOME": str(folder), "LANG": "C.UTF-8"},
+        env={"PATH": "/usr/bin:/bin", "HOME": str(folder), "LANG": "C.UTF-8", "XDG_CONFIG_HOME": str(folder)},
     )  # fmt: skip
     assert done.stderr == ""
     lines = [line.removeprefix("<<") for line in done.stdout.splitlines()]
     # fish offers words; the = after an option it adds by itself.
-    words = {typed: line.split()[-1] for typed, line in CASES.items()}
+    words = {typed: line.split()[-1] for typed, line in cases(folder).items()}
     expected = {typed: word.removesuffix("=") if word.startswith("--") else word for typed, word in words.items()}
-    assert dict(zip(CASES, lines, strict=True)) == expected
+    assert dict(zip(words, lines, strict=True)) == expected
 
 
 def _quoted(text: str) -> str:
