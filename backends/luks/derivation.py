@@ -8,9 +8,13 @@ import time
 
 from nbdfs.backends.luks.kdf import DEFAULT_MEMORY, Budget, derive, pbkdf2
 from nbdfs.backends.luks.volume import Kdf
+from nbdfs.errors import UserError
+from nbdfs.units import format_size
 
 SALT_LENGTH = 32  # bytes
 LEAST_ITERATIONS = 1000  # of PBKDF2
+_MOST_ITERATIONS = 0x7FFFFFFF  # what OpenSSL takes
+_SMALLEST_MEMORY = 32 << 10  # bytes
 _DIGEST_SHARE = 8  # a digest, which guards a random key, gets this part of a passphrase's time
 _LEAST_MEMORY, _LEAST_TIME, _MOST_LANES = 32 << 10, 4, 4  # KiB; passes; as cryptsetup has them
 _SAMPLE_ITERATIONS, _SAMPLE_MEMORY = 50_000, 64 << 10  # KiB
@@ -21,7 +25,7 @@ class Effort:
     """What a new key slot shall cost.
 
     `kind` as in `Kdf`; `seconds` for one derivation, unless `iterations` says how many; `memory` in bytes is the most
-    that argon2 may take.
+    that argon2 may take.  Raises UserError for what makes no sense, or is less than cryptsetup allows.
     """
 
     kind: str
@@ -29,6 +33,13 @@ class Effort:
     seconds: float = 2.0
     memory: int = DEFAULT_MEMORY
     iterations: int | None = None
+
+    def __post_init__(self) -> None:
+        least = LEAST_ITERATIONS if self.kind == "pbkdf2" else _LEAST_TIME
+        if self.iterations is not None and not least <= self.iterations <= _MOST_ITERATIONS:
+            raise UserError(f"{self.kind} takes from {least} to {_MOST_ITERATIONS} iterations, not {self.iterations}")
+        if self.kind != "pbkdf2" and self.memory < _SMALLEST_MEMORY:
+            raise UserError(f"{self.kind} takes {format_size(_SMALLEST_MEMORY)} of memory or more")
 
 
 def new_kdf(effort: Effort, size: int) -> Kdf:

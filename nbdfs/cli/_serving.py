@@ -66,10 +66,25 @@ def add_listen_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--listen", action="append", default=[], metavar="NBD-URI", help="serve there; repeatable")
     add_tls_arguments(group)
     group.add_argument("--max-clients", type=int, default=DEFAULTS.clients, metavar="N", help="at once")
-    group.add_argument("--handshake-timeout", type=parse_duration, default=DEFAULTS.handshake, metavar="SECONDS",
+    group.add_argument("--handshake-timeout", type=_positive_duration, default=DEFAULTS.handshake, metavar="SECONDS",
                        help="for a client to enter an export")  # fmt: skip
     group.add_argument("--idle-timeout", type=parse_duration, default=DEFAULTS.idle, metavar="SECONDS",
                        help="drop a client that asks for nothing (0: never)")  # fmt: skip
+
+
+def _positive_duration(text: str) -> float:
+    seconds = parse_duration(text)
+    if seconds <= 0:
+        raise UsageError("--handshake-timeout is more than 0: no client could come in")
+    return seconds
+
+
+def add_port_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-p", "--port", type=_port, metavar="PORT", help="the TCP or vsock port, 0 for a free one")
+
+
+def _port(text: str) -> int:
+    return parse_vsock_number(text, "port")
 
 
 def add_tls_arguments(group: argparse._ActionsContainer) -> None:
@@ -89,8 +104,6 @@ def service(
     place = replace(place, uris=(*place.uris, *uris)) if place else Place(uris)
     if arguments.max_clients < 1:
         raise UsageError("--max-clients is at least 1")
-    if arguments.handshake_timeout <= 0:
-        raise UsageError("--handshake-timeout is more than 0: no client could come in")
     limits = replace(
         DEFAULTS, clients=arguments.max_clients, handshake=arguments.handshake_timeout, idle=arguments.idle_timeout
     )
@@ -120,11 +133,11 @@ def _with_tls(uri: Uri, mode: str) -> Uri:
 
 
 def address_uris(
-    unix: Sequence[str], host: str | None, port: str | None, vsock: bool, export: str = ""
+    unix: Sequence[str], host: str | None, port: int | None, vsock: bool, export: str = ""
 ) -> tuple[tuple[Uri, ...], bool]:
     """The URIs of -U, -i, -p and --vsock, and whether a private socket (`-U -`) is wanted."""
     addresses: list[Address] = [Unix(socket_path(path)) for path in unix if path != "-"]
-    number = PORT if port is None else (parse_vsock_number(port, "port") if vsock else parse_port(port))
+    number = PORT if port is None else port if vsock else parse_port(str(port))
     if vsock:
         addresses.append(Vsock(None, number))
     elif host is not None or port is not None:

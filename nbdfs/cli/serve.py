@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-U", "--unix", action="append", default=[], metavar="SOCKET", help="a Unix socket, - for a private one"
     )
-    parser.add_argument("-p", "--port", metavar="PORT", help="the TCP or vsock port, 0 for a free one")
+    _serving.add_port_argument(parser)
     parser.add_argument("-i", "--address", metavar="ADDRESS", help="the TCP address (the default is localhost)")
     parser.add_argument("--vsock", action="store_true", help="listen for virtual machines instead of on TCP")
     parser.add_argument("--fd", type=int, metavar="N", help="listen on this descriptor, which the parent has made")

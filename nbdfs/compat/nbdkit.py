@@ -70,7 +70,7 @@ def _parser() -> Parser:
     add("words", nargs="*", metavar="PLUGIN [KEY=VALUE...]", help=", ".join(PLUGINS))
     add("--filter", action="append", default=[], metavar="FILTER", help=", ".join(FILTERS))
     add("-U", "--unix", action="append", default=[], metavar="SOCKET", help="a Unix socket, - for a private one")
-    add("-p", "--port", metavar="PORT", help="the TCP or vsock port")
+    _serving.add_port_argument(parser)
     add("-i", "--ipaddr", metavar="ADDRESS", help="the TCP address (the default is localhost)")
     add("-e", "--exportname", default="", metavar="NAME", help="the export in $uri")
     add("-r", "--readonly", action="store_true", help="let nobody write")

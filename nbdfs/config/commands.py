@@ -81,9 +81,6 @@ def _parser(kind: str) -> Parser:
 
 
 def _files(document: Document, path: Path, given: Mapping[str, Any]) -> dict[str, str]:
-    if ("source" in given) == ("files" in given):
-        document.blame(path, f'\'{".".join(path)}\' needs either source = "SPEC" or files = {{NAME = "SPEC", ...}}')
-        return {}
     if "source" in given:
         return {"": spec_text(document, (*path, "source"), given["source"])}
     files: dict[str, str] = {}

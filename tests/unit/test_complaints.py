@@ -97,6 +97,7 @@ def test_configurations_that_cannot_be_read(name: str, file: str, status: int, s
         ("luks format --passphrase +key noise", FAILURE, "is not empty"),
         ("luks format --passphrase +folder zeroes", FAILURE, "+folder: Is a directory"),
         ("luks format --passphrase -99 zeroes", FAILURE, "-99: Bad file descriptor"),
+        ("luks format --pbkdf-force-iterations -1 --passphrase +key zeroes", FAILURE, "argon2id takes from 4"),
         ("luks format --cipher none --passphrase +key zeroes", FAILURE, "cipher 'none'"),
         ("mount memory:1M file --listen folder", USAGE, "no NBD URI"),
         ("mount memory:1M file --tls-verify-peer", USAGE, "--tls-certificates"),

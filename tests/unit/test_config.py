@@ -150,6 +150,8 @@ WRONG = [
     ('[mount.a]\nsource = "x"', "1: 'mount.a' needs target"),
     ('[mount.a]\ntarget = "x"\nsource = "x"', "2: the target 'x' must be an absolute path"),
     ('[mount.a]\ntarget = "/x"', "1: 'mount.a' needs either source"),
+    ('[serve.a]\nsource = "x"\nport = "http"', "3: port: 'http' is no port"),
+    ('[serve.a]\nsource = "x"\nhandshake-timeout = 0', "3: handshake-timeout: --handshake-timeout is more than 0"),
     ('[mount.a]\ntarget = "/x"\nfiles = {}', "3: 'files' is empty"),
     ('[mount.a]\ntarget = "/x"\nfiles = ["x"]', "3: 'files' must be a table"),
     ('[mount.a]\ntarget = "/x"\nsource = ["x"]', "3: 'source' must be a spec"),
@@ -177,6 +179,7 @@ WRONG = [
 def test_what_is_wrong_has_its_line(write: Write, text: str, message: str) -> None:
     found = faults(write(text))
     assert any(message in fault for fault in found), found
+    assert len(set(found)) == len(found)
     assert all("\n" not in fault for fault in found)
 
 

@@ -25,6 +25,18 @@ EFFORT = Effort("pbkdf2", iterations=1000)
 VERSIONS = pytest.mark.parametrize("version", [1, 2])
 
 
+@pytest.mark.parametrize(
+    ("kind", "iterations", "memory"),
+    [("pbkdf2", 999, 1 << 20), ("pbkdf2", 0, 1 << 20), ("pbkdf2", -1, 1 << 20), ("pbkdf2", 1 << 31, 1 << 20),
+     ("argon2id", 3, 1 << 20), ("argon2i", 1 << 31, 1 << 20), ("argon2id", None, 1023), ("argon2i", 4, 0)],
+)  # fmt: skip
+def test_costs_that_make_no_sense_are_refused_before_anything_is_written(
+    kind: str, iterations: int | None, memory: int
+) -> None:
+    with pytest.raises(UserError, match=f"{kind} takes"):
+        Effort(kind, iterations=iterations, memory=memory)
+
+
 class Recorder(Source):
     """A device in memory that remembers its writes in order."""
 
