@@ -61,7 +61,7 @@ class Exports:
         try:
             return self._exports[name]
         except KeyError:
-            raise UserError(f"there is no '{name}' here") from None
+            raise UserError(f"there is no '{name}' here" if name else "files here have names: give one") from None
 
     @property
     def leaving(self) -> list[Export]:

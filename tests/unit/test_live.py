@@ -182,6 +182,8 @@ async def test_a_failed_change_changes_nothing() -> None:
             await exports.add("b", made_of(lambda: Probe(log, 0)))
         with pytest.raises(UserError, match="there is no 'b' here"):
             await exports.remove("b")
+        with pytest.raises(UserError, match="files here have names"):
+            await exports.resize("", 1 << 20)
         assert list(exports) == [old] == list(front_end.offers.values())
         new = await exports.replace("a", made_of(lambda: Probe(log)))
         assert list(exports) == [new] == list(front_end.offers.values())
