@@ -133,7 +133,7 @@ def parse_options(texts: Iterable[str]) -> MountOptions:
             field = key
             chosen = _value(key, value)
         else:
-            raise UsageError(_what_is_wrong(key, bool(equals)))
+            raise UsageError(_what_is_wrong(key))
         if field in found:
             raise UsageError(f"-o: '{item}' comes after another value of the same option")
         found[field] = chosen
@@ -160,7 +160,7 @@ def _value(key: str, text: str) -> object:
         raise UsageError(f"-o {key}: {error}") from error
 
 
-def _what_is_wrong(key: str, has_value: bool) -> str:
+def _what_is_wrong(key: str) -> str:
     if key in _WORDS:
         return f"-o {key} takes no value"
     if key in _VALUES:

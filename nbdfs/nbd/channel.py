@@ -37,10 +37,6 @@ class Channel:
         self._tls: ssl.SSLSocket | None = None
         self._record = memoryview(b"")  # what OpenSSL was given and has not taken yet: it must be given the same again
 
-    @property
-    def encrypted(self) -> bool:
-        return self._tls is not None
-
     async def start_tls(self, context: ssl.SSLContext, hostname: str) -> None:
         """Go on under TLS.  Raises ConnectionError if the two ends do not agree."""
         wrapped = context.wrap_socket(self._socket, server_hostname=hostname, do_handshake_on_connect=False)
