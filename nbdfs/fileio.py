@@ -12,11 +12,11 @@ from nbdfs.errors import SourceError
 LOCAL = {0xEF53: "ext4", 0x58465342: "xfs", 0x9123683E: "btrfs", 0x01021994: "tmpfs", 0xF2F52010: "f2fs"}
 
 
-def read_whole(fd: int, buffer: memoryview, offset: int, flags: int = 0) -> None:
-    """Fill `buffer`.  `flags` are those of preadv2(2).  EIO if the file ends before."""
-    done = os.preadv(fd, [buffer], offset, flags)
+def read_whole(fd: int, buffer: memoryview, offset: int) -> None:
+    """Fill `buffer`.  EIO if the file ends before."""
+    done = os.preadv(fd, [buffer], offset)
     while done < len(buffer):
-        count = os.preadv(fd, [buffer[done:]], offset + done, flags)
+        count = os.preadv(fd, [buffer[done:]], offset + done)
         if count == 0:
             raise SourceError(errno.EIO, f"the file ends at {offset + done}: it has become shorter")
         done += count

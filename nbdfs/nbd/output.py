@@ -23,9 +23,9 @@ from nbdfs.nbd.stream import Buffer, Stream
 class Output:
     """The sending end of a stream.  `failed` is called when it fails."""
 
-    def __init__(self, stream: Stream, stall: float, failed: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, stream: Stream, stall: float) -> None:
         self.stream = stream
-        self.failed = failed
+        self.failed: Callable[[], None] = lambda: None
         self.error: OSError | None = None
         self._stall = stall
         self._queue: list[Buffer] = []
