@@ -110,6 +110,8 @@ def _dispatch(words: list[str]) -> int:
     if words[:1] in (["-V"], ["--version"]):
         print(f"nbdfs {nbdfs.__version__}")
         return 0
+    if words[:1] == ["help"] and len(words) > 1:
+        words = [words[1], "--help"]
     if not words or words[0] in ("-h", "--help", "help"):
         print(_help())
         return 0 if words else 2

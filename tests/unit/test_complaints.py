@@ -134,6 +134,7 @@ def test_configurations_that_cannot_be_read(name: str, file: str, status: int, s
         ("umount folder", FAILURE, "is not a mount"),
         ("up nothing", USAGE, "'nothing'"),
         ("nothing", USAGE, "no command 'nothing'"),
+        ("help nothing", USAGE, "no command 'nothing'"),
         ("--config", USAGE, "--config FILE COMMAND"),
     ],
 )
@@ -207,6 +208,13 @@ def test_options_whose_text_makes_no_sense(driver: Driver, option: Option, text:
 
 def _with_option(driver: Driver, option: str) -> str:
     return f"{driver.name},{option}" + ("::zeroes" if isinstance(driver, LayerDriver) else ":")
+
+
+def test_help_on_a_command(capsys: Said) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["help", "mount"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith("usage: nbdfs mount ")
 
 
 def test_a_mount_of_another_kind_is_left_alone(capsys: Said, monkeypatch: pytest.MonkeyPatch) -> None:
