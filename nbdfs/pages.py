@@ -35,6 +35,10 @@ class Pages:
         libc.mincore(self.address + first, pages * _PAGE, self._vector)
         if self._present.count(1, 0, pages) < pages:
             return None
+        return self.known(offset, length)
+
+    def known(self, offset: int, length: int) -> memoryview:
+        """`view` of pages that are known to be in memory."""
         return self._whole[offset : offset + length]
 
     def close(self) -> None:

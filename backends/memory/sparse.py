@@ -17,6 +17,7 @@ import trio
 
 from nbdfs import eager, libc
 from nbdfs.backends.memory.budget import Budget, fits
+from nbdfs.backends.memory.present import Present
 from nbdfs.errors import SourceError, UserError
 from nbdfs.fileio import data_runs, read_whole, write_whole
 from nbdfs.pages import Pages
@@ -29,7 +30,7 @@ _CAPS = (Caps.WRITE | Caps.FUA | Caps.TRIM | Caps.ZERO | Caps.FAST_ZERO | Caps.E
          | Caps.IMMEDIATE)  # fmt: skip
 _PAGE = mmap.PAGESIZE
 _LARGEST_MAP = 16 << 40  # bytes; the address space holds a few of these
-_SMALLEST_VIEW = 32 << 10  # bytes; below, asking for the pages costs more than the copy that a view saves
+_SMALLEST_ASKED = 32 << 10  # bytes; below, asking for the pages costs more than the copy that a view saves
 _MOST_EXTENTS = 1024  # in one answer
 _ZEROES = memoryview(bytes(1 << 20))
 _ZERO_SLICE = 64 << 20  # bytes written before others get a turn
@@ -47,6 +48,7 @@ class Memory(Source):
         self._locked = locked
         self._budget = Budget()
         self._pages: Pages | None = None  # without: there are no views
+        self._present: Present | None = None  # there if `_pages` is
         self._data = range(0)  # a run known to be data: it spares walking it again for each small question
 
     async def __aenter__(self) -> Self:
@@ -63,7 +65,10 @@ class Memory(Source):
         size = self.info.size
         if 0 < size <= _LARGEST_MAP:
             with contextlib.suppress(OSError):  # a limit on address space
-                self._pages = Pages(self._fd, size)
+                present = Present(size)
+                with unless_done(present.close):
+                    self._pages = Pages(self._fd, size)
+                self._present = present
         if self._locked:
             self._lock()
 
@@ -81,6 +86,8 @@ class Memory(Source):
     async def aclose(self) -> None:
         if self._pages is not None:
             self._pages.close()
+        if self._present is not None:
+            self._present.close()
         os.close(self._fd)
 
     def statistics(self) -> Mapping[str, int]:
@@ -103,6 +110,8 @@ class Memory(Source):
                 self._pages.map.madvise(_MADV_POPULATE_READ, first, align_up(offset + length, _PAGE) - first)
         except OSError as error:
             raise self._no_space(error) from error
+        if self._present is not None:
+            self._present.add(offset, length)
 
     def _missing(self, offset: int, length: int) -> int:
         """Bytes of the range that are not there yet."""
@@ -142,7 +151,7 @@ class Memory(Source):
         """The size of a sealed memfd is fixed for good, so the content moves to another one."""
         async with Memory(size, locked=self._locked) as other:  # at the end this closes whichever memfd it has then
             await self._copy_to(other)
-            for name in ("info", "_fd", "_pages", "_data", "_fits"):
+            for name in ("info", "_fd", "_pages", "_present", "_data", "_fits"):
                 ours, theirs = getattr(self, name), getattr(other, name)
                 setattr(self, name, theirs)
                 setattr(other, name, ours)
@@ -159,6 +168,8 @@ class Memory(Source):
 
     def _punch(self, offset: int, length: int) -> None:
         self._data = range(0)
+        if self._present is not None:
+            self._present.discard(offset, length)
         libc.punch_hole(self._fd, offset, length)
 
     async def extents(self, offset: int, length: int, *, context: str = ALLOCATION, one: bool = False) -> list[Extent]:
@@ -178,9 +189,12 @@ class Memory(Source):
         return found
 
     def view(self, offset: int, length: int, *, writable: bool = False) -> memoryview | None:
-        if self._pages is None or length < _SMALLEST_VIEW:
+        if self._pages is None or self._present is None:
             return None
-        view = self._pages.view(offset, length)
+        if self._present.covers(offset, length):
+            view: memoryview | None = self._pages.known(offset, length)
+        else:
+            view = self._pages.view(offset, length) if length >= _SMALLEST_ASKED else None
         return view if writable or view is None else view.toreadonly()
 
     def backing(self) -> Backing | None:

@@ -293,7 +293,12 @@ class Connection:
             start = received.start
             received.start += length
             self._machine.payload_received(length)
-            await self.operations.perform(request, received.view[start : start + length])
+            payload = received.view[start : start + length]
+            if (place := self.operations.place(request, 0)) is not None:
+                place[:] = payload
+                self._output.put(self._machine.success(request))
+            else:
+                await self.operations.perform(request, payload)
             return
         await self._flush_batch()
         done = await self._receive_in_place(request)
