@@ -226,10 +226,10 @@ class Readahead(Layer):
 
     def _changes(self, offset: int, length: int) -> None:
         """Forget what is about to change, or has."""
-        if self._blocks:
-            for number in range(offset // self._block, (offset + length - 1) // self._block + 1):
-                if number in self._blocks:
-                    self._drop(number)
+        first, last = offset // self._block, (offset + length - 1) // self._block
+        for number in range(first, last + 1) if last - first < len(self._blocks) else list(self._blocks):
+            if first <= number <= last:
+                self._drop(number)
 
     @asynccontextmanager
     async def _changing(self, offset: int, length: int) -> AsyncIterator[None]:

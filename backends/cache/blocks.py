@@ -23,6 +23,7 @@ from nbdfs.backends.cache.storage import Storage
 log = logging.getLogger(__name__)
 
 _EVICTED_AT_ONCE = 16  # a part of the capacity: one hole for many blocks
+_NARROW = 1024  # blocks that are looked at one by one
 
 
 class Blocks:
@@ -65,6 +66,9 @@ class Blocks:
 
     def runs(self, first: int, last: int) -> Iterator[tuple[int, int, bool]]:
         """Cut blocks [first, last) into runs (start, end, whether present)."""
+        if last - first > len(self._present) + _NARROW:
+            yield from self._wide_runs(first, last)
+            return
         start = first
         while start < last:
             here = start in self._present
@@ -73,6 +77,17 @@ class Blocks:
                 end += 1
             yield start, end, here
             start = end
+
+    def _wide_runs(self, first: int, last: int) -> Iterator[tuple[int, int, bool]]:
+        """The same by way of the blocks that are present, which are fewer than those asked for."""
+        start = first
+        for begin, end in joined(sorted(block for block in self._present if first <= block < last)):
+            if start < begin:
+                yield start, begin, False
+            yield begin, end, True
+            start = end
+        if start < last:
+            yield start, last, False
 
     def touched(self, offset: int, length: int) -> tuple[int, int]:
         """The blocks [first, last) that a range of bytes touches."""

@@ -26,6 +26,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from nbdfs.errors import UserError
+from nbdfs.libc import punch_hole
 from nbdfs.ranges import align_up
 from nbdfs.scratch import Scratch, memory_scratch, unnamed_scratch
 from nbdfs.source import SourceInfo
@@ -41,6 +42,7 @@ _CHECKED = struct.Struct("<QII")  # block, CRC of its content, the file's number
 _VERSION = 1
 _WRITTEN = 1  # flag: the source may have been written to since the entries were made
 _INDEX = 4096
+_MOST_WRITTEN = 64 << 10  # bytes of entries taken out by writing zeroes
 _ALIGN = 1 << 20
 
 
@@ -84,8 +86,12 @@ class Storage:
     def forget(self, first: int, last: int) -> None:
         """Take the entries of blocks [first, last) out."""
         if self._header:
+            length = (last - first) * _ENTRY.size
             try:
-                self._write_entries(first, bytes((last - first) * _ENTRY.size))
+                if length <= _MOST_WRITTEN:
+                    self._write_entries(first, bytes(length))
+                else:
+                    punch_hole(self.scratch.descriptor, _INDEX + first * _ENTRY.size, length)
             except OSError:
                 self._trusted = False
 

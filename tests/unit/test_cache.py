@@ -8,16 +8,23 @@ import random
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import trio
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nbdfs.backends.cache import CacheOptions
+from nbdfs.backends.cache.blocks import Blocks
 from nbdfs.backends.cache.layer import open_cache
+from nbdfs.backends.cache.storage import open_storage
+from nbdfs.backends.zero import Zero
 from nbdfs.checked import Checked
 from nbdfs.errors import UsageError, UserError
-from nbdfs.source import HOLE, RESIDENT, ZERO, Caps, Extent, read
+from nbdfs.source import HOLE, RESIDENT, ZERO, Caps, Extent, SourceInfo, read
 from nbdfs.stack import open_stack
 from tests.devices import EVERYTHING, Ram
 
@@ -306,6 +313,40 @@ async def test_a_session_that_wrote_and_ended_well_is_kept(tmp_path: Path, mode:
         assert await read(layer, 0, len(CONTENT)) == base.content
     assert base.names("read") == [(65536, 65536)]  # only what was written to
     assert base.content[70_000:70_003] == b"new"
+
+
+@given(st.sets(st.integers(0, 30)), st.integers(0, 30), st.integers(0, 30), st.sampled_from([-100, 100]))
+def test_runs_of_present_blocks(present: set[int], first: int, last: int, narrow: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nbdfs.backends.cache.blocks._NARROW", narrow)  # one way, or the other
+        blocks = Blocks(open_storage("", SourceInfo(31 * 4096), 4096), 31 * 4096, 4096, 31)
+        blocks._present.update(dict.fromkeys(present, False))
+        runs = list(blocks.runs(first, last))
+    assert [block for start, end, _ in runs for block in range(start, end)] == list(range(first, last))
+    assert all((block in present) is here for start, end, here in runs for block in range(start, end))
+    assert all(one[2] is not other[2] for one, other in pairwise(runs))
+    blocks.storage.close()
+
+
+class Huge(Zero):
+    """A device of 1 TiB that is not in memory."""
+
+    def __init__(self) -> None:
+        super().__init__(1 << 40)
+        self.info = replace(self.info, caps=self.info.caps & ~Caps.IMMEDIATE)
+
+
+async def test_the_index_of_a_huge_device_stays_sparse(tmp_path: Path) -> None:
+    async with open_cache(Huge(), CacheOptions(cache=str(tmp_path), size=1 << 30)) as layer:
+        await read(layer, 0, 1 << 20)
+        await read(layer, 1 << 39, 1 << 20)
+        await layer.zero(1 << 20, (1 << 40) - (1 << 20))
+        assert await read(layer, 1 << 39, 100) == bytes(100)
+    async with open_cache(Huge(), CacheOptions(cache=str(tmp_path), size=1 << 30)) as layer:
+        resident = [extent for extent in await layer.extents(0, 1 << 40, context=RESIDENT) if not extent.flags]
+    assert [(extent.offset, extent.length) for extent in resident] == [(0, 1 << 20)]
+    (file,) = tmp_path.iterdir()
+    assert file.stat().st_blocks * 512 < 8 << 20
 
 
 @pytest.mark.parametrize("where", ["header", "index", "content", "size"])

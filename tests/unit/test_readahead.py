@@ -11,6 +11,7 @@ import trio.testing
 
 from nbdfs import eager
 from nbdfs.backends.readahead import readahead
+from nbdfs.backends.zero import Zero
 from nbdfs.eager import Signal
 from nbdfs.errors import SourceError
 from nbdfs.source import Caps, Source, SourceInfo, read
@@ -195,3 +196,11 @@ async def test_it_tells_what_of_reads_was_there() -> None:
         told = layer.statistics()
     assert told["hits_total"] + told["misses_total"] == 8
     assert told["hits_total"] > told["misses_total"] > 0
+
+
+async def test_a_change_of_all_of_a_huge_device_is_no_walk_over_it() -> None:
+    async with readahead(Zero(1 << 62), 4 * MIB, 16 * MIB) as layer:
+        for at in range(0, 8 * MIB, MIB):
+            await read(layer, at, MIB)
+        await layer.zero(0, 1 << 62)
+        assert await read(layer, 8 * MIB, MIB) == bytes(MIB)
