@@ -20,10 +20,11 @@ TEST_PACKAGES := acl aria2 busybox-static cpio cryptsetup-bin e2fsprogs fdisk fi
 	kmod libnbd-bin lsof man-db mandoc nbd-client nbd-server nbdkit nginx-light procps python3-libnbd qemu-system-x86 \
 	qemu-utils socat strace tmux transmission-cli util-linux xfsprogs xz-utils zsh zstd
 BENCH_PACKAGES := httpdirfs qemu-block-extra
-PACKAGING := buildah debhelper dpkg-dev lintian mmdebstrap pipx python3-pip rpm rpmlint
+DEB_PACKAGING := build-essential debhelper dpkg-dev mmdebstrap python3-pip
+PACKAGING := $(DEB_PACKAGING) buildah lintian pipx rpm rpmlint
 
 .PHONY: run test test-long test-guest test-packages venv lint types bench docs site share dist wheels deb rpm clean \
-	need-run-packages need-test-packages need-packaging
+	need-run-packages need-test-packages need-deb-packaging need-packaging
 
 run: need-run-packages $(BIN)/.run
 	@echo "A RAM disk of 1 GiB is the file mem.img, until Ctrl-C or 'nbdfs umount mem.img'. In another terminal, try:"
@@ -79,10 +80,10 @@ wheels: dist
 	$(BIN)/python -m pip wheel -q -c $(CONSTRAINTS) --build-constraint $(CONSTRAINTS) -w build/wheels "$$(echo dist/*.whl)[all]"
 
 # Install the packages of dist/, in a system made for that.
-test-packages: need-test-packages deb rpm
+test-packages: need-test-packages need-packaging deb rpm
 	$(PYTEST) -m packages
 
-deb: need-packaging wheels
+deb: need-deb-packaging wheels
 	packaging/build-deb dist/*.tar.gz build/wheels dist
 
 rpm: need-packaging wheels
@@ -97,6 +98,9 @@ need-run-packages:
 
 need-test-packages:
 	@packaging/need-packages $(TEST_PACKAGES)
+
+need-deb-packaging:
+	@packaging/need-packages $(DEB_PACKAGING)
 
 need-packaging:
 	@packaging/need-packages $(PACKAGING)

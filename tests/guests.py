@@ -84,6 +84,10 @@ class Guest:
             raise AssertionError(f"{script}\nexit status {status}: {output}\nthe journal:\n{journal}")
         return output.strip()
 
+    def write(self, path: str, text: str) -> None:
+        """Make a file in the machine."""
+        self.run(f"base64 -d >{path} <<<{base64.b64encode(text.encode()).decode()}")
+
     def until(self, condition: str, *, seconds: float = _PATIENCE) -> None:
         """Wait until a shell command succeeds."""
         loop = f"until {condition}; do [ $(date +%s) -lt $end ]; sleep 0.2; done"

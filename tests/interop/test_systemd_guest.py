@@ -6,20 +6,16 @@ One guest for all tests, which run in the order of this file: each leaves the ma
 from __future__ import annotations
 
 import re
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
 from tests.guests import Guest
-from tests.packaging.debian import repacked
+from tests.interop.conftest import NEWER
 
 pytestmark = [pytest.mark.guest, pytest.mark.root, pytest.mark.timeout(1200), pytest.mark.flaky(reruns=0)]
 
 MIB = 1 << 20
-NEWER = "99.0"  # the version of the package that is an upgrade
 
 CONFIG = """
 [mount.disk]
@@ -96,54 +92,27 @@ for number in range(max(1, noted - 2047), noted + 1):
 print("all there")
 """
 
-
-@pytest.fixture(scope="module")
-def package() -> Path:
-    """The Debian package."""
-    made = list((ROOT / "dist").glob("nbdfs_*.deb"))
-    assert len(made) == 1, "there is no Debian package in dist/: make deb"
-    return made[0]
-
-
-@pytest.fixture(scope="module")
-def share(tmp_path_factory: pytest.TempPathFactory, package: Path) -> Path:
-    """What the guest gets: the package, an upgrade of it, and files."""
-    folder = tmp_path_factory.mktemp("share")
-    shutil.copy(package, folder / "nbdfs.deb")
-    shutil.move(repacked(package, NEWER, tmp_path_factory.mktemp("newer")), folder / "newer.deb")
-    texts = {"nbdfs.toml": CONFIG, "fstab": FSTAB, "srv-unit.img.mount": MOUNT_UNIT, "key.conf": KEY_OF_VAULT,
-             "writer.py": WRITER, "reader.py": READER}  # fmt: skip
-    for name, text in texts.items():
-        (folder / name).write_text(text)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def machine(tmp_path_factory: pytest.TempPathFactory, share: Path) -> Iterator[Guest]:
-    """The guest, switched on for the first time."""
-    with Guest(tmp_path_factory.mktemp("guest"), share) as guest:
-        yield guest
-
-
-@pytest.fixture(scope="module")
-def installed(machine: Guest) -> Guest:
-    """The guest with the package."""
-    machine.run("dpkg -i /mnt/share/nbdfs.deb", seconds=300)
-    return machine
+FILES = {
+    "/etc/nbdfs.toml": CONFIG,
+    "/root/fstab": FSTAB,
+    "/etc/systemd/system/srv-unit.img.mount": MOUNT_UNIT,
+    "/etc/systemd/system/nbdfs@vault.service.d/key.conf": KEY_OF_VAULT,
+    "/root/writer.py": WRITER,
+    "/root/reader.py": READER,
+}
 
 
 @pytest.fixture(scope="module")
 def guest(installed: Guest) -> Guest:
-    """The guest, booted with all that CONFIG and FSTAB ask for."""
+    """The guest, booted with all that CONFIG and FSTAB ask for, after a reboot with a disk that has /root/data."""
     guest = installed
+    guest.run("mkdir -p /etc/systemd/system/nbdfs@vault.service.d /srv/auto /srv/far /srv/many /mnt/ext4")
+    for path, text in FILES.items():
+        guest.write(path, text)
     guest.run(
         """
-        cd /mnt/share
-        cp nbdfs.toml /etc/
-        cat fstab >>/etc/fstab
-        cp srv-unit.img.mount /etc/systemd/system/
-        mkdir -p /etc/systemd/system/nbdfs@vault.service.d /srv/auto /srv/far /srv/many /mnt/ext4
-        cp key.conf /etc/systemd/system/nbdfs@vault.service.d/
+        cat /root/fstab >>/etc/fstab
+        ln -s far/far /srv/far.img
         touch /srv/ext4.img /srv/remote.img /srv/gone.img /srv/unit.img
         truncate -s 16M /var/lib/disk.img
         head -c 1M /dev/urandom >/var/lib/share.img
@@ -155,6 +124,9 @@ def guest(installed: Guest) -> Guest:
         nbdfs copy /var/lib/share.img luks,passphrase=+/etc/vault.key::/var/lib/vault.img
         systemctl daemon-reload
         systemctl enable nbdfs@disk nbdfs@vault nbdfs@late srv-unit.img.mount nbdfs-serve@share.socket
+        systemctl start nbdfs@disk
+        head -c 3000000 /dev/urandom >/root/data
+        dd if=/root/data of=/srv/disk.img bs=64k conv=notrunc status=none
         """,
         seconds=300,
     )
@@ -179,6 +151,13 @@ def test_package_brings_units_without_faults(installed: Guest) -> None:
     assert installed.run(f"systemd-analyze verify --man=no {units} 2>&1") == ""
 
 
+def test_remote_that_comes_up_late_is_mounted_by_its_service(guest: Guest) -> None:
+    assert guest.attempt("systemctl is-active nbdfs@late")[1].strip() in ("activating", "inactive", "failed")
+    guest.run("systemd-run -q -u late-server nbdkit -f -i 127.0.0.1 -p 10810 memory 1M")
+    guest.until("systemctl is-active -q nbdfs@late")
+    assert guest.run("stat -c %s /srv/late.img") == str(MIB)
+
+
 def test_boot_mounts_what_is_in_fstab(guest: Guest) -> None:
     guest.run(is_mounted("/srv/ext4.img"))
     assert guest.run("stat -c %s /srv/ext4.img") == str(32 * MIB)
@@ -198,6 +177,10 @@ def test_boot_starts_a_service_that_mounts(guest: Guest) -> None:
     guest.run(is_mounted("/srv/disk.img"))
     status = guest.run("systemctl show -p StatusText --value nbdfs@disk")
     assert status.startswith("sources: 1, requests: ")
+
+
+def test_reboot_loses_nothing_of_a_live_mount(guest: Guest) -> None:
+    guest.run("cmp -n 3000000 /root/data /srv/disk.img")
 
 
 def test_one_mount_that_fails_at_boot_holds_up_no_other(guest: Guest) -> None:
@@ -239,14 +222,7 @@ def test_automount_whose_server_is_not_there_fails_and_comes_up_later(guest: Gue
     assert guest.attempt("timeout 150 ls /srv/far")[0] != 124
     guest.run("systemd-run -q -u far-server nbdkit -f -i 127.0.0.1 -p 10812 memory 1M")
     guest.until("timeout 150 ls /srv/far/far")
-    assert guest.run("stat -c %s /srv/far/far") == str(MIB)
-
-
-def test_remote_that_comes_up_late_is_mounted_by_its_service(guest: Guest) -> None:
-    assert guest.attempt("systemctl is-active nbdfs@late")[1].strip() in ("activating", "inactive", "failed")
-    guest.run("systemd-run -q -u late-server nbdkit -f -i 127.0.0.1 -p 10810 memory 1M")
-    guest.until("systemctl is-active -q nbdfs@late")
-    assert guest.run("stat -c %s /srv/late.img") == str(MIB)
+    assert guest.run("stat -L -c %s /srv/far.img") == str(MIB)
 
 
 def test_remote_that_comes_up_late_can_be_mounted_by_hand(guest: Guest) -> None:
@@ -269,11 +245,9 @@ def test_stopped_server_is_started_by_the_next_client(guest: Guest) -> None:
 
 
 def test_stop_of_a_service_writes_all_back(guest: Guest) -> None:
-    guest.run(
-        "head -c 3000000 /dev/urandom >/root/data; dd if=/root/data of=/srv/disk.img bs=64k conv=notrunc status=none"
-    )
+    guest.run("tac /root/data >/root/other; dd if=/root/other of=/srv/disk.img bs=64k conv=notrunc status=none")
     guest.run("systemctl stop nbdfs@disk")
-    guest.run("cmp -n 3000000 /root/data /var/lib/disk.img")
+    guest.run("cmp -n 3000000 /root/other /var/lib/disk.img")
     assert guest.run("systemctl show -p Result --value nbdfs@disk") == "success"
     assert guest.attempt("test -e /srv/disk.img")[0] == 1  # the placeholder is gone, too
 
@@ -348,14 +322,13 @@ def test_reload_with_a_mistake_fails_and_changes_nothing(guest: Guest) -> None:
 
 @pytest.fixture(scope="module")
 def last_words(guest: Guest) -> str:
-    """What the console said during a reboot, with two disks written to and a remote that does not answer any more."""
+    """What the console said during a shutdown, with two disks written to and a remote that does not answer any more."""
     guest.run(
         """
-        for disk in /srv/disk.img /mnt/ext4/load; do
-            name=$(basename $disk)
-            [ -e $disk ] || truncate -s 16M $disk
-            systemd-run -q -u load-$name python3 /mnt/share/writer.py $disk /var/lib/noted-$name
-        done
+        systemctl disable -q nbdfs@late
+        truncate -s 16M /mnt/ext4/load
+        systemd-run -q -p After=nbdfs@disk.service python3 /root/writer.py /srv/disk.img /var/lib/noted-disk.img
+        systemd-run -q -p RequiresMountsFor=/mnt/ext4 python3 /root/writer.py /mnt/ext4/load /var/lib/noted-load
         systemctl kill --signal=KILL late-server
         systemd-run -q -u stalled -p KillMode=none nbdkit -f -i 127.0.0.1 -p 10810 memory 1M
         """
@@ -368,26 +341,26 @@ def last_words(guest: Guest) -> str:
         """
     )
     guest.until("[ -s /var/lib/noted-disk.img ] && [ -s /var/lib/noted-load ]")
-    said = guest.end("reboot")
+    said = guest.end("poweroff")
     guest.boot()
     return said
 
 
-def test_reboot_under_load_is_orderly(last_words: str) -> None:
-    assert "Restarting system" in last_words
-    assert "Failed unmounting" not in last_words
+def test_shutdown_under_load_is_orderly(last_words: str) -> None:
+    assert "Power down" in last_words, last_words
+    assert "Failed unmounting" not in last_words, last_words
 
 
-def test_reboot_waits_for_no_remote_that_does_not_answer(last_words: str) -> None:
-    assert "imed out" not in last_words
+def test_shutdown_waits_for_no_remote_that_does_not_answer(last_words: str) -> None:
+    assert "imed out" not in last_words, last_words
 
 
 @pytest.mark.parametrize("disk", ["/srv/disk.img", "/mnt/ext4/load"])
-def test_what_was_synced_under_load_is_there_after_the_reboot(guest: Guest, last_words: str, disk: str) -> None:
-    assert guest.run(f"python3 /mnt/share/reader.py {disk} /var/lib/noted-{Path(disk).name}") == "all there"
+def test_what_was_synced_under_load_is_there_after_the_shutdown(guest: Guest, last_words: str, disk: str) -> None:
+    assert guest.run(f"python3 /root/reader.py {disk} /var/lib/noted-{Path(disk).name}") == "all there"
 
 
-def test_after_the_reboot_all_is_mounted_again(guest: Guest, last_words: str) -> None:
+def test_after_the_shutdown_all_is_mounted_again(guest: Guest, last_words: str) -> None:
     for path in "/srv/disk.img", "/srv/ext4.img", "/srv/unit.img", "/srv/vault.img":
         guest.run(is_mounted(path))
     guest.run("findmnt -n -t ext4 /mnt/ext4")
@@ -399,7 +372,3 @@ def test_removal_ends_mounts_and_leaves_nothing(guest: Guest) -> None:
     assert guest.attempt("pgrep -af 'bin/(mount.)?nbdfs '")[0] == 1
     assert guest.attempt("ls /usr/lib/nbdfs /usr/bin/nbdfs /lib/systemd/system/nbdfs@.service")[0] == 2
     assert guest.run("dpkg --audit") == ""
-
-
-def test_poweroff(guest: Guest) -> None:
-    assert "Power down" in guest.end("poweroff")
