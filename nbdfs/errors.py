@@ -24,6 +24,10 @@ class UsageError(UserError):
     exit_status = 2
 
 
+class NotWritableError(UserError):
+    """It cannot be opened for writing, but perhaps for reading only."""
+
+
 def reason(error: Exception) -> str:
     """What went wrong, for people: of a failed system call its file and text, without the number."""
     if isinstance(error, SourceError) or not isinstance(error, OSError) or not error.strerror:

@@ -6,7 +6,9 @@ A secret is read when it is used, never shown, and kept no longer than its reade
 from __future__ import annotations
 
 import contextlib
+import errno
 import getpass
+import io
 import logging
 import os
 import shlex
@@ -15,11 +17,14 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextvars import ContextVar
+from typing import BinaryIO
 
 from nbdfs.errors import UsageError, UserError
 from nbdfs.units import parse_number
 
 log = logging.getLogger(__name__)
+
+_LONGEST = 8 << 20  # bytes of a secret, as with cryptsetup
 
 _far_away = ContextVar("_far_away", default=False)
 _asking = threading.Lock()  # one question at a time on the terminal
@@ -44,11 +49,31 @@ def _asked(prompt: str) -> bytes:
             raise UserError(f"there is no terminal to ask for the {prompt.lower()} on: use +FILE or -FD") from None
 
 
-def _descriptor(text: str) -> int:
+def _inherited(text: str) -> int:
+    """The descriptor of that number, if it was given to us; one that we have opened ourselves is somebody else's."""
     try:
-        return parse_number(text, "descriptor")
+        descriptor = parse_number(text, "descriptor")
     except UsageError:  # which would show what may be meant for the secret itself
         raise UsageError("a secret that begins with - is -FD, the number of an open descriptor: use +FILE") from None
+    try:
+        inherited = os.get_inheritable(descriptor)  # as all are that come from another program, and none of ours
+    except OverflowError:
+        inherited = False
+    if not inherited:
+        raise OSError(errno.EBADF, "it was not given to this program, or has been read already")
+    return descriptor
+
+
+def _part(file: BinaryIO, offset: int, size: int) -> bytes:
+    if file.seekable():
+        file.seek(offset)
+    else:
+        while offset and (dropped := file.read(min(offset, _LONGEST))):
+            offset -= len(dropped)
+    secret = file.read(size or _LONGEST + 1)
+    if len(secret) > _LONGEST:
+        raise OSError(errno.EFBIG, f"it has more than {_LONGEST >> 20} MiB")
+    return secret
 
 
 class Secret:
@@ -57,27 +82,30 @@ class Secret:
     def __init__(self, text: str) -> None:
         self._text = text
 
-    def read(self, prompt: str = "Passphrase") -> bytes:
-        """The bytes of the secret: files and descriptors whole, with NUL and newline."""
+    def read(self, prompt: str = "Passphrase", offset: int = 0, size: int = 0) -> bytes:
+        """The bytes of the secret, files and descriptors whole, with NUL and newline.
+
+        Of a longer one those from `offset` on, `size` of them or as many as there are; with `size` 0 all.
+        """
         text = self._text
         try:
             if text.startswith("+"):
                 if exposed := self.exposed():
                     log.warning("%s", exposed)
                 with open(text[1:], "rb") as file:
-                    return file.read()
+                    return _part(file, offset, size)
             if text.startswith("-") and _far_away.get():
                 raise UserError(f"the secret {text} would be read by another process, which cannot ask you: use +FILE")
             if text == "-":
-                return _asked(prompt)
+                return _part(io.BytesIO(_asked(prompt)), offset, size)
             if text.startswith("-"):
-                with os.fdopen(_descriptor(text[1:]), "rb") as file:
-                    return file.read()
+                with os.fdopen(_inherited(text[1:]), "rb") as file:
+                    return _part(file, offset, size)
         except (OSError, EOFError) as error:
             why = error.strerror if isinstance(error, OSError) else "nothing was typed"
             raise UserError(f"cannot read the secret {self}: {why}") from error
         log.warning("a secret is written in the command line, where others can see it: use +FILE, - or -FD")
-        return text.encode()
+        return _part(io.BytesIO(text.encode()), offset, size)
 
     @property
     def is_literal(self) -> bool:

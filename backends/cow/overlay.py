@@ -31,7 +31,7 @@ from typing import Self
 
 import trio
 
-from nbdfs.errors import UserError
+from nbdfs.errors import NotWritableError, UserError
 from nbdfs.ranges import RangeSet, align_up
 from nbdfs.scratch import Scratch, memory_scratch, temporary_directory, unnamed_scratch
 from nbdfs.undo import unless_done
@@ -201,7 +201,7 @@ def open_overlay(
     try:
         descriptor = os.open(path, access | create | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise UserError(f"overlay: {path}: {error.strerror}") from error
+        raise (UserError if readonly else NotWritableError)(f"overlay: {path}: {error.strerror}") from error
     with unless_done(lambda: os.close(descriptor)):
         try:
             fcntl.flock(descriptor, (fcntl.LOCK_SH if readonly else fcntl.LOCK_EX) | fcntl.LOCK_NB)
@@ -210,7 +210,7 @@ def open_overlay(
             overlay = _loaded(descriptor, path, base, readonly)
             _bind(overlay, path, base, accept, committing)
         except BlockingIOError:
-            raise UserError(f"the overlay {path} is in use by another process") from None
+            raise NotWritableError(f"the overlay {path} is in use by another process") from None
         except OSError as error:
             raise UserError(f"overlay: {path}: {error.strerror}") from error
     return overlay

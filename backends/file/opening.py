@@ -12,7 +12,7 @@ import struct
 from dataclasses import dataclass
 
 from nbdfs import libc
-from nbdfs.errors import UserError
+from nbdfs.errors import NotWritableError, UserError
 from nbdfs.fileio import LOCAL
 from nbdfs.ranges import align_down
 from nbdfs.undo import unless_done
@@ -56,10 +56,12 @@ def open_path(path: str, *, readonly: bool, direct: bool, lock: bool) -> Opened:
         access = os.O_RDONLY if readonly else os.O_RDWR
         fd = os.open(path, access | os.O_CLOEXEC | exclusive | (os.O_DIRECT if direct else 0))
     except OSError as error:
-        raise UserError(_why(path, error, direct)) from error
+        raise _refusal(path, error, direct) from error
     with unless_done(lambda: os.close(fd)):
         if device and not readonly and struct.unpack("i", fcntl.ioctl(fd, _BLKROGET, bytes(4)))[0]:
-            raise UserError(f"{path} cannot be written, it is a read-only device: use -r to open it for reading only")
+            raise NotWritableError(
+                f"{path} cannot be written, it is a read-only device: use -r to open it for reading only"
+            )
         if lock and not readonly:
             _claim(fd, path)
         whole = os.lseek(fd, 0, os.SEEK_END)
@@ -73,15 +75,14 @@ def open_path(path: str, *, readonly: bool, direct: bool, lock: bool) -> Opened:
         return Opened(fd, size, block, device, kind in LOCAL, kind in _RESIDENT)
 
 
-def _why(path: str, error: OSError, direct: bool) -> str:
-    reason = f"cannot open {path}: {error.strerror}"
+def _refusal(path: str, error: OSError, direct: bool) -> UserError:
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ETXTBSY) and os.access(path, os.R_OK):
-        return f"{path} cannot be written ({error.strerror}): use -r to open it for reading only"
+        return NotWritableError(f"{path} cannot be written ({error.strerror}): use -r to open it for reading only")
     if error.errno == errno.EBUSY:
-        return f"{path} is in use, mounted or opened by another program: end that first, or use -r"
+        return NotWritableError(f"{path} is in use, mounted or opened by another program: end that first, or use -r")
     if error.errno == errno.EINVAL and direct:
-        return f"{path} cannot be opened with direct: its file system does not allow it"
-    return reason
+        return UserError(f"{path} cannot be opened with direct: its file system does not allow it")
+    return UserError(f"cannot open {path}: {error.strerror}")
 
 
 def _claim(fd: int, path: str) -> None:
@@ -91,7 +92,7 @@ def _claim(fd: int, path: str) -> None:
         fcntl.fcntl(fd, fcntl.F_OFD_SETLK, everything)
     except OSError as error:
         if error.errno in (errno.EAGAIN, errno.EACCES):
-            raise UserError(
+            raise NotWritableError(
                 f"{path} is being used by another program, which holds a lock on it: end that first, or use -r"
             ) from error
         log.info("%s: its file system has no locks: see that nobody else writes to it", path)

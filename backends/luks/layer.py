@@ -161,11 +161,11 @@ async def _volume_key(holder: Source, header: Header, segment: Segment, options:
             raise UserError("this is not the volume key")
         return key
     assert options.passphrase is not None
-    passphrase = await trio.to_thread.run_sync(options.passphrase.read, f"Passphrase of {header.uuid or 'the volume'}")
-    end = options.keyfile_offset + options.keyfile_size if options.keyfile_size else len(passphrase)
-    if len(passphrase) < end or (options.keyfile_offset and options.keyfile_offset >= len(passphrase)):
+    offset, length = options.keyfile_offset, options.keyfile_size
+    prompt = f"Passphrase of {header.uuid or 'the volume'}"
+    passphrase = await trio.to_thread.run_sync(options.passphrase.read, prompt, offset, length)
+    if len(passphrase) < length or (offset and not passphrase):
         raise UserError("the key file ends before keyfile-offset= and keyfile-size=")
-    passphrase = passphrase[options.keyfile_offset : end]
     slot, key = await unlock(holder, header, digest, passphrase, options.keyslot, budget)
     log.info("luks: key slot %d opened %s", slot, header.uuid)
     return key

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from nbdfs.checked import Checked
-from nbdfs.errors import UserError
+from nbdfs.errors import NotWritableError, UserError
 from nbdfs.info import facts
 from nbdfs.info.facts import Facts
 from nbdfs.registry import OpenContext
@@ -122,7 +122,7 @@ async def _opened(planned: Plan) -> AsyncIterator[Checked]:
     async with AsyncExitStack() as stack:
         try:
             source = await stack.enter_async_context(open_stack(planned))
-        except UserError:
+        except NotWritableError:
             source = await stack.enter_async_context(open_stack(planned, readonly=True))
         yield source
 

@@ -174,6 +174,14 @@ def test_info_shows_what_cryptsetup_made_and_no_secret(tmp_path: Path, key: Path
     assert "no LUKS header" in complaint("luks", "info", key)
 
 
+def test_a_wrong_passphrase_is_asked_for_once(tmp_path: Path, key: Path) -> None:
+    """Also where what cannot be opened for writing would be opened again."""
+    image = tmp_path / "image"
+    image.write_bytes(bytes(18 << 20))
+    cryptsetup("luksFormat", *QUICK, image, key)
+    assert "no key slot opens" in complaint("info", f"luks,passphrase=-0::{image}", stdin=b"wrong")
+
+
 async def test_keyfile_offset_and_size_as_cryptsetup_has_them(tmp_path: Path, key: Path) -> None:
     image = tmp_path / "image"
     image.write_bytes(bytes(18 << 20))

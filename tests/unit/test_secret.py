@@ -24,9 +24,27 @@ def test_from_a_file(tmp_path: Path) -> None:
 
 def test_from_a_descriptor() -> None:
     reading, writing = os.pipe()
+    os.set_inheritable(reading, True)  # as one is that was inherited
     os.write(writing, b"from a pipe")
     os.close(writing)
-    assert Secret(f"-{reading}").read() == b"from a pipe"
+    assert Secret(f"-{reading}").read(offset=2, size=6) == b"om a p"
+
+
+def test_a_descriptor_is_read_once_and_then_may_be_that_of_any_file(tmp_path: Path) -> None:
+    (tmp_path / "disk").write_bytes(b"what is on a disk")
+    descriptor = os.open(tmp_path / "disk", os.O_RDONLY)
+    try:
+        with pytest.raises(UserError, match="not given to this program, or has been read"):
+            Secret(f"-{descriptor}").read()
+        assert os.read(descriptor, 4) == b"what"
+    finally:
+        os.close(descriptor)
+
+
+def test_a_file_without_end_is_refused_but_a_part_of_it_is_a_secret() -> None:
+    with pytest.raises(UserError, match="more than 8 MiB"):
+        Secret("+/dev/zero").read()
+    assert Secret("+/dev/zero").read(offset=1 << 40, size=32) == bytes(32)
 
 
 def test_from_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
