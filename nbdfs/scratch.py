@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
-import time
 from typing import Final
 
 import trio
@@ -18,9 +17,7 @@ import trio
 from nbdfs.fileio import data_runs, read_whole, write_whole
 from nbdfs.libc import punch_hole
 from nbdfs.pages import Pages
-
-_SLOW_WRITE = 0.005  # seconds after which a write was no mere copy
-_DISTRUST = 1.0  # seconds for which writes then go to a thread
+from nbdfs.throttle import Throttle
 
 
 class Scratch:
@@ -35,7 +32,7 @@ class Scratch:
         self.in_memory: Final = in_memory
         self._start = start
         self._mappable = in_memory and size > 0
-        self._distrust_until = 0.0
+        self._throttle = Throttle()
         self._failed = 0  # errno of a sync
         self._pages: Pages | None = None
 
@@ -57,13 +54,12 @@ class Scratch:
 
     async def write(self, data: memoryview, offset: int) -> None:
         """Write all of `data`.  Raises OSError, ENOSPC among others; some of it may be written then."""
-        if not self.in_memory and time.monotonic() < self._distrust_until:
+        if self.in_memory:
+            self.write_now(data, offset)
+        elif self._throttle.waits():
             await trio.to_thread.run_sync(self.write_now, data, offset)
-            return
-        began = time.monotonic()
-        self.write_now(data, offset)
-        if (ended := time.monotonic()) - began > _SLOW_WRITE:
-            self._distrust_until = ended + _DISTRUST
+        else:
+            self._throttle.watch(lambda: self.write_now(data, offset))
 
     def write_now(self, data: memoryview, offset: int) -> None:
         """As `write`, for a worker thread."""

@@ -16,7 +16,6 @@ import mmap
 import os
 import stat
 import struct
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Self, TypeVar
@@ -28,6 +27,7 @@ from nbdfs.backends.file.opening import Opened, open_path
 from nbdfs.errors import SourceError
 from nbdfs.fileio import data_runs, read_whole, write_whole
 from nbdfs.source import ALLOCATION, HOLE, ZERO, Backing, BlockSize, Caps, Extent, Source, SourceInfo
+from nbdfs.throttle import Throttle
 
 if TYPE_CHECKING:
     from nbdfs.backends.file import Options
@@ -38,8 +38,6 @@ _CAPS = Caps.FLUSH | Caps.EXTENTS | Caps.CACHE | Caps.MULTI_CONN
 _WRITING = Caps.WRITE | Caps.FUA | Caps.ZERO | Caps.FAST_ZERO
 _MOST_THREADS = 32
 _MOST_EXTENTS = 1024  # in one answer
-_SLOW_WRITE = 0.005  # seconds after which a write was no mere copy
-_DISTRUST = 1.0  # seconds for which writes then go to a thread
 _SPARE = 1 << 20  # bytes; longer requests get memory of their own
 _MOST_SPARES = 16
 _BLKDISCARD = 0x1277  # linux/fs.h
@@ -57,7 +55,7 @@ class File(Source):
         self._readonly = readonly
         self._threads = trio.CapacityLimiter(_MOST_THREADS)
         self._spares = _Spares()
-        self._threads_until = 0.0  # writes go to a thread up to this time
+        self._throttle = Throttle()
         self._lost = 0  # errno of the first sync that failed
 
     async def __aenter__(self) -> Self:
@@ -117,17 +115,13 @@ class File(Source):
             await self._thread(lambda: self._write(own, offset, fua))
             self._spares.give(own)
             return
-        if fua or not self._file.local or time.monotonic() < self._threads_until:
+        if fua or not self._file.local or self._throttle.waits():
             await self._thread(lambda: self._write(data, offset, fua))
-            return
-        began = time.monotonic()
-        self._write(data, offset, fua)
-        if (ended := time.monotonic()) - began > _SLOW_WRITE:
-            self._threads_until = ended + _DISTRUST
+        else:
+            self._throttle.watch(lambda: self._write(data, offset, fua))
 
     def _write(self, data: memoryview, offset: int, fua: bool) -> None:
-        if not self._file.device and os.fstat(self._fd).st_size < self.info.size:
-            raise self._shrunk()  # writing would make the part that is gone read as zero
+        self._check_length()
         try:
             write_whole(self._fd, data, offset, os.RWF_DSYNC if fua else 0)
         except OSError as error:
@@ -135,8 +129,10 @@ class File(Source):
                 self._lost = errno.EIO
             raise
 
-    def _shrunk(self) -> SourceError:
-        return SourceError(errno.EIO, "another program has made the file shorter", where=self._path)
+    def _check_length(self) -> None:
+        """Raises SourceError if the file has become shorter: writing would make the part that is gone read as zero."""
+        if os.lseek(self._fd, 0, os.SEEK_END) < self.info.size:
+            raise SourceError(errno.EIO, "another program has made the file shorter", where=self._path)
 
     async def flush(self) -> None:
         await self._thread(self._sync, abandon=True)
@@ -170,8 +166,7 @@ class File(Source):
         self, offset: int, length: int, *, may_trim: bool = True, fast: bool = False, fua: bool = False
     ) -> None:
         def work() -> None:
-            if not self._file.device and os.fstat(self._fd).st_size < self.info.size:
-                raise self._shrunk()
+            self._check_length()
             if not any(self._zero_by(mode, offset, length) for mode in self._zero_modes(may_trim, fast)):
                 raise SourceError(errno.ENOTSUP, "the file system cannot zero a range", where=self._path)
             if fua:
@@ -220,8 +215,7 @@ class File(Source):
         self.info = replace(self.info, size=size)
 
     def _truncate(self, size: int) -> None:
-        if os.fstat(self._fd).st_size < self.info.size:
-            raise self._shrunk()
+        self._check_length()
         os.ftruncate(self._fd, size)
 
     async def cache(self, offset: int, length: int) -> None:

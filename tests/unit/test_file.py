@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 import trio
 import trio.testing
 
+from nbdfs import throttle
 from nbdfs.backends.file import source as file_source
 from nbdfs.errors import UsageError, UserError
 from nbdfs.source import HOLE, ZERO, Caps, Extent, read
@@ -180,8 +182,11 @@ async def test_direct_access_of_a_file_with_an_odd_end(image: Path, caplog: pyte
     assert image.stat().st_size == 100_000
 
 
-async def test_a_slow_write_sends_the_next_to_a_thread(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Writes are copies into the page cache, made at once, until one of them had to wait."""
+@pytest.mark.parametrize(("sleeps", "last_in_thread"), [(True, True), (False, False)])
+async def test_writes_that_wait_for_the_disk_send_the_next_to_a_thread(
+    image: Path, monkeypatch: pytest.MonkeyPatch, sleeps: bool, last_in_thread: bool
+) -> None:
+    """Writes are copies into the page cache, made at once, until they sleep; one that merely takes long does not."""
     threads = []
     real = file_source.write_whole
 
@@ -191,12 +196,19 @@ async def test_a_slow_write_sends_the_next_to_a_thread(image: Path, monkeypatch:
 
     async with open_stack(str(image)) as door:
         monkeypatch.setattr(file_source, "write_whole", watched)
-        monkeypatch.setattr(file_source, "_SLOW_WRITE", 60)
+        monkeypatch.setattr(throttle, "_sleeps", lambda: len(threads) if sleeps else 0)
+        monkeypatch.setattr(throttle, "_SLOW", 60)
         await door.pwrite(memoryview(b"x"), 0)
-        monkeypatch.setattr(file_source, "_SLOW_WRITE", -1)
-        await door.pwrite(memoryview(b"x"), 0)
-        await door.pwrite(memoryview(b"x"), 0)
-        assert threads == [False, False, True]
+        monkeypatch.setattr(throttle, "_SLOW", -1)
+        for _ in range(3):
+            await door.pwrite(memoryview(b"x"), 0)
+    assert threads == [False, False, False, last_in_thread]
+
+
+def test_a_sleep_is_told_from_work() -> None:
+    before = throttle._sleeps()
+    time.sleep(0.001)
+    assert throttle._sleeps() > before
 
 
 async def test_a_file_in_memory_is_read_without_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
