@@ -10,6 +10,8 @@ from nbdfs.plans import Plan
 from nbdfs.source import Backing
 from nbdfs.spec import Spec
 
+NULL = "null:"  # the destination that takes everything
+
 
 def is_null(spec: Spec) -> bool:
     """Whether the spec is `null:` without a size, which takes everything."""

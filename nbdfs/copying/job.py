@@ -59,7 +59,7 @@ class _Job:
         self.begun = begun
         self.options = options
         self.display = display
-        self.sides = Sides(source, destination, options)
+        self.sides = Sides(source, destination, options, created=self.begun.created)
         self.state: StateFile | None = None
         self.started = time.monotonic()
         self.digests = [Digest(name) for name in options.digests]

@@ -62,10 +62,11 @@ class Counters:
 
 @dataclass
 class Begun:
-    """What of a copy was done before, in the same command."""
+    """What of a copy was done before, in the same command; `created` if the destination was made for it."""
 
     done: RangeSet = field(default_factory=RangeSet)
     counters: Counters = field(default_factory=Counters)
+    created: bool = False
 
 
 def reason(error: OSError) -> str:

@@ -7,13 +7,16 @@ import errno
 import fcntl
 import os
 import struct
+import threading
 
 from nbdfs import libc
 from nbdfs.fileio import LOCAL, write_whole
 from nbdfs.source import Backing
 
 STEP = 16 << 20  # bytes; how much one thread copies at once, so that progress shows and a stop is heard
-BUFFER = 512 << 10  # bytes; a buffer that stays in the processor's cache
+# Bytes written at once: what stays in the processor's cache, and less than what Linux has to look for free memory for
+# (it puts one long write into one folio).
+BUFFER = 512 << 10
 _FICLONERANGE = 0x4020940D  # linux/fs.h
 # What the kernel says where it cannot copy between these two: other file systems, old kernels, sealed or special files.
 _CANNOT = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTTY, errno.ETXTBSY, errno.EPERM,
@@ -35,6 +38,7 @@ class Files:
         elif all(libc.filesystem_type(end.fd) in LOCAL for end in (source, destination)):
             ways.remove(self._in_kernel)  # which has nothing to gain: it would move less at a time than we do
         self._ways = ways
+        self._writing = threading.Lock()  # the kernel lets one write to a file at a time, and spins meanwhile
 
     def copy(self, offset: int, length: int, buffer: memoryview) -> None:
         """Copy a range of the device, by way of `buffer` if need be.  Blocks.
@@ -79,7 +83,8 @@ class Files:
             count = os.preadv(source.fd, [buffer[: end - offset]], source.offset + offset)
             if count == 0:
                 raise _ended(offset)
-            write_whole(destination.fd, buffer[:count], destination.offset + offset)
+            with self._writing:
+                write_whole(destination.fd, buffer[:count], destination.offset + offset)
             offset += count
 
 

@@ -23,9 +23,12 @@ from nbdfs.stack import open_stack
 
 
 class Sides:
-    """Source and destination.  Raises UsageError if the options contradict them."""
+    """Source and destination.  Raises UsageError if the options contradict them.
 
-    def __init__(self, source: Spec, destination: Spec, options: CopyOptions) -> None:
+    `created` says that the destination was made by this copy, so that all of it was a hole.
+    """
+
+    def __init__(self, source: Spec, destination: Spec, options: CopyOptions, *, created: bool = False) -> None:
         self.options = options
         self.source_spec, self.destination_spec = source, destination
         self.source_plan = None if files.is_standard_stream(source) else plan(source)
@@ -36,7 +39,7 @@ class Sides:
         self._refuse_contradictions()
         self.source: Checked | None = None
         self.destination: Checked | None = None
-        self.created = False  # the destination was made by us, so all of it is a hole
+        self.created = created
 
     @property
     def source_name(self) -> str:
@@ -108,7 +111,7 @@ class Sides:
             self.output_fd = files.open_stream(path, os.O_WRONLY)
             stack.callback(os.close, self.output_fd)
             return
-        if path and files.is_regular(path) and not (self.options.resume and os.path.exists(self.options.resume)):
+        if self._creates(path):
             files.create(path, size or 0)
             self.created = True
             if size is None:
@@ -117,6 +120,11 @@ class Sides:
                 return
         self.destination = await stack.enter_async_context(open_stack(_tuned(self.destination_plan, self.options)))
         self._check_destination(self.destination, backing, size)
+
+    def _creates(self, path: str) -> bool:
+        """Whether the destination is to be made, or replaced."""
+        goes_on = self.created or (self.options.resume and os.path.exists(self.options.resume))
+        return bool(path) and files.is_regular(path) and not goes_on
 
     def _check_destination(self, destination: Checked, backing: Backing | None, size: int | None) -> None:
         name = self.destination_name

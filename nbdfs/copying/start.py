@@ -17,8 +17,9 @@ def copy(source: Spec, destination: Spec, options: CopyOptions, display: Display
     """
     options.check()
     begun = Begun()
-    if not any(files.is_standard_stream(spec) or files.is_null(spec) for spec in (source, destination)):
-        outcome = direct.attempt(plan(source), plan(destination), options, display)
+    if not (files.is_standard_stream(source) or files.is_standard_stream(destination) or files.is_null(source)):
+        target = None if files.is_null(destination) else plan(destination)
+        outcome = direct.attempt(plan(source), target, options, display)
         if isinstance(outcome, Summary):
             return outcome
         begun = outcome

@@ -1,4 +1,4 @@
-"""Copies between two NBD exports, which lanes carry out: all that may happen on the way, judged by qemu-img."""
+"""Copies between NBD exports and files, which lanes carry out: all that may happen on the way, judged by qemu-img."""
 
 from __future__ import annotations
 
@@ -86,6 +86,47 @@ def same_start(image: Path, there: Path) -> bool:
     return there.read_bytes()[: len(content)] == content
 
 
+@pytest.mark.parametrize("server", [[], ["--filter=noextents"], ["--filter=multi-conn", *ALONE]])
+def test_a_file_becomes_what_the_server_holds(server: list[str], image: Path, folders: tuple[Path, Path]) -> None:
+    there = folders[1] / "there.img"
+    there.write_bytes(b"old" * (3 * MIB))
+    with nbdkit(folders[0], *server[:1], "file", str(image), *server[1:]) as one:
+        found = summary("--request-size=256k", one, there)
+        assert nbdfs("copy", one, "null:", "--json").returncode == 0
+    assert there.read_bytes() == image.read_bytes()
+    assert there.stat().st_blocks * 512 <= 3 * MIB + (64 << 10)
+    assert found["copied"] == 3 * MIB
+    assert found["flushed"] is True
+
+
+@pytest.mark.parametrize("server", [[], ["--filter=nozero"], ["--filter=multi-conn", *ALONE]])
+def test_a_server_gets_what_a_file_holds(server: list[str], image: Path, folders: tuple[Path, Path]) -> None:
+    there = folders[1] / "there.img"
+    there.write_bytes(b"o" * 8 * MIB)
+    with nbdkit(folders[1], *server[:1], "file", str(there), *server[1:]) as two:
+        found = summary("--request-size=256k", image, two)
+    assert same_start(image, there)
+    assert found["copied"] == 3 * MIB
+    assert found["flushed"] is True
+
+
+def test_dense_data_goes_from_a_file_through_the_kernel(folders: tuple[Path, Path]) -> None:
+    image, back = folders[0] / "image", folders[1] / "back"
+    image.write_bytes(os.urandom(5 * MIB + 7))
+    with nbdkit(folders[1], "memory", str(5 * MIB + 7)) as two:
+        assert summary("--request-size=64k", image, two)["copied"] == 5 * MIB + 7
+        assert summary("--request-size=64k", two, back)["copied"] == 5 * MIB + 7
+    assert back.read_bytes() == image.read_bytes()
+
+
+def test_what_is_thrown_away_is_read(folders: tuple[Path, Path]) -> None:
+    with nbdkit(folders[0], "pattern", "4M") as one:
+        found = summary(one, "null:")
+        assert (found["copied"], found["flushed"]) == (4 * MIB, False)
+    with nbdkit(folders[0], "--filter=error", "pattern", "4M", "error-pread-rate=1") as one:
+        assert complaint("copy", one, "null:").endswith("; nothing was written")
+
+
 def test_zeroes_are_not_sent_to_what_is_blank(image: Path, folders: tuple[Path, Path]) -> None:
     with (
         nbdkit(folders[0], "--filter=noextents", "file", str(image)) as one,
@@ -117,6 +158,16 @@ def test_a_server_that_answers_reads_with_holes(image: Path, folders: tuple[Path
     finally:
         qemu.kill()
         qemu.wait()
+
+
+@pytest.mark.parametrize("connections", [1, 2])
+def test_holes_in_replies_of_our_own_server(connections: int, serve: Server, tmp_path: Path) -> None:
+    """Runs of 64 KiB whose holes are too short for requests of their own."""
+    one, two = serve("sparse-random,seed=5,percent=60,runlength=64k:16M").uri, serve("memory:16M").uri
+    nbdfs("copy", f"--connections={connections}", one, two)
+    nbdfs("copy", f"--connections={connections}", one, tmp_path / "file")
+    assert same(one, two)
+    assert same(one, tmp_path / "file")
 
 
 def test_a_server_that_ends_with_its_only_client(image: Path, folders: tuple[Path, Path]) -> None:
@@ -179,6 +230,30 @@ def test_refusals_come_before_anything_is_written(folders: tuple[Path, Path]) ->
     assert "cannot connect" in complaint("copy", one, two)
 
 
+def test_refusals_leave_files_alone(image: Path, folders: tuple[Path, Path]) -> None:
+    there = folders[0] / "there"
+    there.write_bytes(b"old")
+    with nbdkit(folders[0], "-r", "memory", "8M") as one, nbdkit(folders[1], "memory", "1M") as two:
+        assert "is too small" in complaint("copy", image, two)
+        assert "read-only" in complaint("copy", image, one)
+    assert "cannot connect" in complaint("copy", one, there)
+    assert there.read_bytes() == b"old"
+
+
+@pytest.mark.root
+def test_a_full_disk_ends_the_copy(folders: tuple[Path, Path]) -> None:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2M", "none", folders[1]], check=True)
+    try:
+        there = folders[1] / "there"
+        with nbdkit(folders[0], "pattern", "8M") as one:
+            line = complaint("copy", one, there)
+    finally:
+        subprocess.run(["umount", folders[1]], check=True)
+    assert "cannot write at byte" in line
+    assert "No space left on device" in line
+    assert f"; {there} is incomplete, " in line
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_a_copy_that_waits(number: signal.Signals, folders: tuple[Path, Path]) -> None:
     with (
@@ -207,6 +282,23 @@ def test_the_rest_of_a_copy_whose_connections_break(cut: str, serve: Server, tmp
         found = summary("--connections=2", "--request-size=256k", *ends)
     assert found["copied"] == 16 * MIB
     assert same(one, two)
+
+
+def test_the_rest_of_a_file_whose_connections_break(serve: Server, tmp_path: Path) -> None:
+    one, there = serve("sparse-random,seed=5,percent=60,runlength=64k:16M").uri, tmp_path / "there"
+    there.write_bytes(b"o" * 16 * MIB)
+    with cutting(tmp_path / "cut.sock", one, MIB) as through:
+        found = summary("--connections=2", "--request-size=256k", through, there)
+    assert found["size"] == 16 * MIB
+    assert same(one, there)
+
+
+def test_the_rest_of_what_a_server_gets_from_a_file(serve: Server, tmp_path: Path) -> None:
+    image, two = tmp_path / "image", serve("memory:16M").uri
+    image.write_bytes(os.urandom(16 * MIB))
+    with cutting(tmp_path / "cut.sock", two, MIB) as through:
+        assert summary("--connections=2", "--request-size=256k", image, through)["copied"] == 16 * MIB
+    assert same(image, two)
 
 
 def test_a_copy_whose_server_is_gone_is_no_success(serve: Server, tmp_path: Path) -> None:

@@ -35,8 +35,18 @@ def test_a_copy_between_two_files_needs_no_event_loop(tmp_path: Path) -> None:
 
 
 def test_a_copy_between_two_servers_needs_no_event_loop() -> None:
-    copy = shlex.join(command("copy")) + ' "$uri" "$uri"'
-    assert not imported(["nbdkit", "-U", "-", "memory", "1M", "--run", copy]) & NOT_TO_COPY
+    assert not imported(beside_nbdkit('"$uri" "$uri"')) & NOT_TO_COPY
+
+
+def test_a_copy_between_a_server_and_a_file_needs_no_event_loop(tmp_path: Path) -> None:
+    image = shlex.quote(str(tmp_path / "image"))
+    for ends in (f'"$uri" {image}', f'{image} "$uri"', '"$uri" null:'):
+        assert not imported(beside_nbdkit(ends)) & NOT_TO_COPY
+
+
+def beside_nbdkit(ends: str) -> list[str]:
+    """The words that run a copy whose end `$uri` is a small disk of nbdkit."""
+    return ["nbdkit", "-U", "-", "memory", "1M", "--run", f"{shlex.join(command('copy'))} {ends}"]
 
 
 @pytest.mark.parametrize("words", [["--help"], ["sources"], ["info", "memory:1M"], ["run", "memory:1M", "--", "true"]])

@@ -45,17 +45,17 @@ def test_a_handshake_has_an_end(silent: Uri, monkeypatch: pytest.MonkeyPatch) ->
     opened[0].close()
 
 
-def entered() -> tuple[Connection, socket.socket]:
+def entered(*, structured: bool = False) -> tuple[Connection, socket.socket]:
     """A connection in the transmission phase, and the server's end of it."""
     near, far = socket.socketpair()
     found = Connection(near, "nbd://there")
-    far.sendall(greeting())
+    far.sendall(greeting(structured))
     found.shake_hands("")
     return found, far
 
 
-def greeting() -> bytes:
-    """All that an old server says before the transmission phase: fixed newstyle, but nothing of what is asked for."""
+def greeting(structured: bool) -> bytes:
+    """All that a server says before the transmission phase: fixed newstyle, and at most structured replies."""
 
     def reply(option: int, kind: int, data: bytes = b"") -> bytes:
         return b"".join([nbd.REPLY_MAGIC.to_bytes(8), *(n.to_bytes(4) for n in (option, kind, len(data))), data])
@@ -66,7 +66,8 @@ def greeting() -> bytes:
             nbd.INIT_MAGIC.to_bytes(8),
             nbd.OPTION_MAGIC.to_bytes(8),
             (nbd.FLAG_FIXED_NEWSTYLE | nbd.FLAG_NO_ZEROES).to_bytes(2),
-            reply(nbd.OPT_STRUCTURED_REPLY, nbd.REP_ERR_UNSUP),
+            reply(nbd.OPT_STRUCTURED_REPLY, nbd.REP_ACK if structured else nbd.REP_ERR_UNSUP),
+            reply(nbd.OPT_SET_META_CONTEXT, nbd.REP_ERR_UNSUP) if structured else b"",
             reply(nbd.OPT_GO, nbd.REP_INFO, info),
             reply(nbd.OPT_GO, nbd.REP_ACK),
         ]
@@ -99,5 +100,26 @@ def test_a_reply_is_taken_without_what_follows() -> None:
     assert found.reply(wait=True) is None
     assert found.replies.reading is read
     assert found.socket.recv(100) == b"data"
+    found.close()
+    far.close()
+
+
+def test_what_describes_a_hole_is_no_data() -> None:
+    found, far = entered(structured=True)
+    read = Request(nbd.CMD_READ, 0, 8)
+    read.buffer = memoryview(bytearray(8))
+    found.begin(read)
+
+    def chunk(kind: int, body: bytes, flags: int = 0) -> bytes:
+        head = nbd.STRUCTURED_REPLY_MAGIC.to_bytes(4) + flags.to_bytes(2) + kind.to_bytes(2)
+        return head + read.cookie.to_bytes(8) + len(body).to_bytes(4) + body
+
+    far.sendall(chunk(nbd.REPLY_TYPE_OFFSET_HOLE, (4).to_bytes(8) + (4).to_bytes(4)))
+    far.sendall(chunk(nbd.REPLY_TYPE_OFFSET_DATA, (0).to_bytes(8) + b"data", nbd.REPLY_FLAG_DONE))
+    assert found.reply(wait=True) is None
+    assert (found.replies.reading, found.replies.reading_at, found.replies.payload_left) == (read, 0, 4)
+    found.replies.payload_received(found.receive(found.replies.place()))
+    assert found.reply(wait=True) is read
+    assert bytes(read.buffer) == b"data" + bytes(4)
     found.close()
     far.close()

@@ -50,8 +50,10 @@ class _Replies(Replies[Request]):
 
     @property
     def reading(self) -> Request | None:
-        """The READ that the next `payload_left` bytes belong to, from `reading_at` of the device on."""
-        return self._request if self.payload_left and self._request and self._request.buffer is not None else None
+        """The READ whose data the next `payload_left` bytes are, from `reading_at` of the device on."""
+        request = self._request
+        data = self.payload_left and request and request.buffer is not None and self._into is request.buffer
+        return request if data else None  # what describes a hole goes elsewhere
 
     @property
     def reading_at(self) -> int:

@@ -1,91 +1,134 @@
-"""A lane: one thread that moves pieces from one connection to another, several in flight.
+"""A lane: one thread that moves pieces from a source to a destination, several in flight.
 
-What a READ brings becomes a WRITE at once, chunk by chunk.  While zeroes are found in it, it passes through the lane's
-one buffer, where they are looked for; while there are none the kernel moves most of it on, from socket to pipe to
-socket, and no byte is copied.
+What comes is written at once, chunk by chunk.  While zeroes are found in it, it passes through the lane's one buffer,
+where they are looked for; while there are none the kernel moves most of it on through a pipe, and no byte is copied on
+the way.
 
 Invariants
-* A piece has arrived when its READ is complete and every WRITE and WRITE_ZEROES made from it was answered.
+* A piece has arrived when all of it was read and all that was written or zeroed for it was answered.
 * Who waits for one side holds up the other by no more than the replies to what is in flight, which are a few bytes each
   and have room in any socket.
-* A header that announces a payload is followed by all of it, or both connections are given up.
+* A header that announces a payload is followed by all of it, or both ends are given up.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import logging
-import mmap
 import os
-from collections.abc import Callable
+from collections.abc import Iterable
+from typing import Any, NamedTuple, Protocol
 
-from nbdfs.copying.direct.connection import Connection, LostError, Request
+from nbdfs.copying.direct.connection import LostError
 from nbdfs.copying.direct.work import Work
 from nbdfs.copying.plan import Kind, Piece
-from nbdfs.copying.zeroes import runs, zero_pieces
+from nbdfs.copying.zeroes import runs
 from nbdfs.errors import SourceError
-from nbdfs.nbd.proto import constants as nbd
-from nbdfs.ranges import RangeSet, normalise
-from nbdfs.source import ALLOCATION, Extent
+from nbdfs.ranges import RangeSet
+from nbdfs.source import Extent
+from nbdfs.undo import unless_done
 
 log = logging.getLogger(__name__)
 
 _PIPE = 1 << 20  # bytes; what an unprivileged process may have
-_LONGEST_STATUS = 1 << 31  # bytes; the length of a request has 32 bits
 _DENSE = 8  # chunks without zeroes after which only one in so many is looked at
-_VERBS = {nbd.CMD_READ: "read", nbd.CMD_WRITE: "write", nbd.CMD_WRITE_ZEROES: "zero", nbd.CMD_FLUSH: "flush"}
 
 
-class _Move:
+class Move:
     """A piece under way: what it still waits for, and what became of its bytes."""
 
     __slots__ = ("chunks", "copied", "piece", "waiting", "zeroed")
 
     def __init__(self, piece: Piece) -> None:
         self.piece = piece
-        self.waiting = 0  # requests without a reply
+        self.waiting = 0  # requests without an answer
         self.copied = 0
         self.zeroed = 0
-        self.chunks = RangeSet()  # what of a READ came as data
+        self.chunks = RangeSet()  # what came as data
+
+
+class Chunk(NamedTuple):
+    """Data of a move that comes next."""
+
+    move: Move
+    offset: int
+    length: int
+
+
+class End(Protocol):
+    """What a lane has of one end.  Methods raise SourceError, or LostError once the end is of no use any more."""
+
+    @property
+    def splices(self) -> bool:
+        """Whether a pipe may be filled from it or drained into it."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether something is still to come from it."""
+
+    def give_up(self) -> None:
+        """It is of no use any more."""
+
+
+class Intake(End, Protocol):
+    """The source's end of a lane."""
+
+    def begin(self, move: Move) -> None:
+        """Ask for the data of a piece."""
+
+    def hear(self) -> Chunk | Move | None:
+        """Wait for what comes next: a chunk, which must be taken then, the move of a piece that has ended, or None."""
+
+    def take(self, chunk: Chunk) -> memoryview:
+        """A chunk, valid until the next one is taken."""
+
+    def fill(self, pipe: int, offset: int, most: int) -> int:
+        """Put data of the chunk that comes next, which goes on at `offset`, into a pipe; how much that is."""
+
+
+class Outlet(End, Protocol):
+    """The destination's end of a lane."""
+
+    def write(self, move: Move, offset: int, data: memoryview) -> None:
+        """Write; a request that must be answered counts as one that the move waits for."""
+
+    def zero(self, move: Move, offset: int, length: int) -> None:
+        """Make the range read as zero, as `write` does."""
+
+    def announce(self, move: Move, offset: int, length: int) -> None:
+        """Begin to write what is drained from a pipe then."""
+
+    def drain(self, pipe: int, offset: int, length: int) -> None:
+        """Write what is in a pipe."""
+
+    def hear(self, *, wait: bool) -> Iterable[Move]:
+        """The moves of the requests that were answered; with `wait` at least one of those in flight."""
+
+    def flush(self) -> None:
+        """Make what was written durable."""
 
 
 class Lane:
-    """Moves pieces of `work` between two connections, `depth` of at most `longest` bytes in flight.
+    """Moves pieces of `work` between two ends, `depth` at a time.
 
-    `sparse` is the block in which zeroes are looked for.  With `blank` the destination
-    reads as zero.  `whole` asks the source to answer a READ in one chunk, where the destination takes no others.
+    `sparse` is the block in which zeroes are looked for.
     """
 
-    def __init__(
-        self,
-        work: Work,
-        source: Connection,
-        destination: Connection,
-        *,
-        depth: int,
-        longest: int,
-        sparse: int,
-        blank: bool,
-        whole: bool = False,
-    ) -> None:
+    def __init__(self, work: Work, source: Intake, destination: Outlet, *, depth: int, sparse: int) -> None:
         self._work = work
         self._source = source
         self._destination = destination
         self._depth = depth
         self._sparse = sparse
-        self._blank = blank
-        self._read_flags = nbd.CMD_FLAG_DF if whole and source.export.has(nbd.FLAG_SEND_DF) else 0
         self._moves = 0  # under way
-        self._zeroes = destination.export.has(nbd.FLAG_SEND_WRITE_ZEROES)
-        self._buffer = memoryview(mmap.mmap(-1, longest))
         self._dense = 0  # chunks since one had zeroes
-        self.ended = False  # its thread has left the connections to others
+        self._splices = source.splices and destination.splices
+        self.ended = False  # its thread has left the ends to others
         self._pipe = (-1, -1)
 
     def run(self) -> None:
-        """Until there is no more to do, the connection is lost, or a request fails."""
+        """Until there is no more to do, an end is lost, or a request fails."""
         self._pipe = os.pipe()
         with contextlib.suppress(OSError):  # as many as the user's share allows
             fcntl.fcntl(self._pipe[1], fcntl.F_SETPIPE_SZ, _PIPE)
@@ -100,162 +143,99 @@ class Lane:
                 os.close(fd)
             self.ended = True
 
+    def flush(self) -> None:
+        """Make what was written durable.  Raises OSError or LostError."""
+        self._destination.flush()
+
+    def extents(self, of_source: bool, offset: int, length: int) -> list[Extent]:
+        """The map of a side that is an export, for the plan; what is in flight moves on meanwhile.  Raises OSError."""
+        side: Any = self._source if of_source else self._destination
+        request = side.begin_status(offset, length)
+        while not request.done:
+            if of_source:
+                self._hear_source()
+            else:
+                self._hear_destination(wait=True)
+        return side.map_of(request)  # type: ignore[no-any-return]
+
     def _go_on(self) -> None:
         while True:
             while self._moves < self._depth and (piece := self._work.next(self)):
                 self._begin(piece)
-            if self._source.replies.in_flight:
+            if self._source.busy:
                 self._hear_source()
                 self._hear_destination(wait=False)
-            elif self._destination.replies.in_flight:
+            elif self._destination.busy:
                 self._hear_destination(wait=True)
             else:
                 return
 
     def _begin(self, piece: Piece) -> None:
-        move = _Move(piece)
+        move = Move(piece)
+        move.waiting = 1
         self._moves += 1
         if piece.kind is Kind.DATA:
-            move.waiting += 1
-            request = Request(nbd.CMD_READ, piece.offset, piece.length, self._read_flags, note=move)
-            request.buffer = self._buffer[: piece.length]
-            self._source.begin(request)
+            self._source.begin(move)
         else:
             self._zero(move, piece.offset, piece.length)
-
-    # The source's side
-
-    def _hear_source(self) -> None:
-        """Take the next thing that the source has to say."""
-        request = self._source.reply(wait=True)
-        if request is None:
-            self._pass_on()
-        elif request.command == nbd.CMD_READ:
-            move: _Move = request.note
-            self._check(request, "read")
-            if move.chunks.total < move.piece.length:
-                start = move.piece.offset
-                for first, last, data in move.chunks.runs(start, start + move.piece.length):
-                    if not data:
-                        self._zero(move, first, last - first)  # what the server called a hole
             self._settled(move)
 
-    def _pass_on(self) -> None:
-        """Move a chunk of data, which comes next."""
-        replies = self._source.replies
-        assert replies.reading
-        move: _Move = replies.reading.note
-        offset, length = replies.reading_at, replies.payload_left
+    def _hear_source(self) -> None:
+        heard = self._source.hear()
+        if isinstance(heard, Chunk):
+            self._pass_on(heard)
+        elif heard is not None:
+            start = heard.piece.offset
+            if heard.chunks.total < heard.piece.length:  # the others were called holes
+                for first, last, data in heard.chunks.runs(start, start + heard.piece.length):
+                    if not data:
+                        self._zero(heard, first, last - first)
+            self._settled(heard)
+
+    def _hear_destination(self, *, wait: bool) -> None:
+        for move in self._destination.hear(wait=wait):
+            self._settled(move)
+
+    def _pass_on(self, chunk: Chunk) -> None:
+        move, offset, length = chunk
         move.chunks.add(offset, offset + length)
         looks = self._dense < _DENSE or self._dense % _DENSE == 0
         self._dense += 1
-        if not looks:
-            self._write(move, offset, length, None)
-            self._splice(length)
-            replies.payload_received(length)
+        if self._splices and not looks:
+            self._destination.announce(move, offset, length)
+            self._splice(offset, length)
+            move.copied += length
             return
-        data = replies.place()
-        while replies.payload_left:
-            replies.payload_received(self._source.receive(replies.place()))
+        data = self._source.take(chunk)
         for start, stop, zero in runs(data, offset, self._sparse):
             if zero:
                 self._dense = 0
                 self._zero(move, offset + start, stop - start)
             else:
-                self._write(move, offset + start, stop - start, data[start:stop])
+                self._destination.write(move, offset + start, data[start:stop])
+                move.copied += stop - start
 
-    def _splice(self, length: int) -> None:
-        """Move `length` bytes of payload from socket to socket."""
+    def _splice(self, offset: int, length: int) -> None:
+        """Move the payload that was announced, and no byte of it is copied here."""
         reading, writing = self._pipe
-        source, destination = self._source.socket.fileno(), self._destination.socket.fileno()
-        try:
+        with unless_done(self._give_up):
             while length:
-                inside = os.splice(source, writing, length)
-                if not inside:
-                    raise ConnectionResetError(errno.ECONNRESET, f"{self._source.name} closed the connection")
+                inside = self._source.fill(writing, offset, length)
+                self._destination.drain(reading, offset, inside)
+                offset += inside
                 length -= inside
-                while inside:
-                    inside -= os.splice(reading, destination, inside)
-        except OSError as error:
-            self._source.lost = self._destination.lost = True
-            raise LostError(error.strerror or str(error)) from error
 
-    # The destination's side
+    def _give_up(self) -> None:
+        self._source.give_up()
+        self._destination.give_up()
 
-    def _write(self, move: _Move, offset: int, length: int, data: memoryview | None) -> None:
-        request = Request(nbd.CMD_WRITE, offset, length, note=move)
-        move.waiting += 1
-        move.copied += length
-        self._destination.begin(request, data, payload_follows=data is None)
-
-    def _zero(self, move: _Move, offset: int, length: int) -> None:
-        """Zero a range, by sending zeroes if the server has no other way."""
+    def _zero(self, move: Move, offset: int, length: int) -> None:
         move.zeroed += length
-        if self._blank:
-            return
-        if self._zeroes:
-            move.waiting += 1
-            self._destination.begin(Request(nbd.CMD_WRITE_ZEROES, offset, length, note=move))
-            return
-        for data in zero_pieces(length):
-            move.waiting += 1
-            self._destination.begin(Request(nbd.CMD_WRITE, offset, len(data), note=move), data)
-            offset += len(data)
+        self._destination.zero(move, offset, length)
 
-    def _hear_destination(self, *, wait: bool) -> None:
-        """Take the replies that are here; with `wait` at least one."""
-        replies = self._destination.replies
-        while replies.in_flight and (request := self._destination.reply(wait=wait)):
-            wait = False
-            if request.note is None:
-                continue  # somebody waits for it
-            if request.command == nbd.CMD_WRITE_ZEROES and request.error and request.error.errno == errno.ENOTSUP:
-                self._zeroes = False
-                self._zero(request.note, request.offset, request.length)
-                request.note.zeroed -= request.length
-            else:
-                self._check(request, _VERBS[request.command])
-            self._settled(request.note)
-
-    def _settled(self, move: _Move) -> None:
+    def _settled(self, move: Move) -> None:
         """One request of a move was answered."""
         move.waiting -= 1
         if not move.waiting:
             self._moves -= 1
             self._work.arrived(move.piece, copied=move.copied, zeroed=move.zeroed)
-
-    def _check(self, request: Request, verb: str) -> None:
-        if request.error is not None:
-            side = self._source if request.command == nbd.CMD_READ else self._destination
-            raise SourceError(
-                request.error.errno or errno.EIO,
-                f"cannot {verb} at byte {request.offset}: {side.name}: {request.error}",
-            )
-
-    # Requests that the lane itself waits for
-
-    def flush(self) -> None:
-        """Make what was written durable.  Raises OSError."""
-        if self._destination.export.has(nbd.FLAG_SEND_FLUSH):
-            self._destination.begin(request := Request(nbd.CMD_FLUSH, 0, 0))
-            while not request.done:
-                self._hear_destination(wait=True)
-            if request.error is not None:
-                raise SourceError(request.error.errno or errno.EIO, str(request.error), where=self._destination.name)
-
-    def extents(self, of_source: bool, offset: int, length: int) -> list[Extent]:
-        """The map of one side, for the plan; what is in flight moves on meanwhile.  Raises OSError."""
-        side = self._source if of_source else self._destination
-        hear: Callable[[], None] = self._hear_source if of_source else lambda: self._hear_destination(wait=True)
-        side.begin(request := Request(nbd.CMD_BLOCK_STATUS, offset, min(length, _LONGEST_STATUS)))
-        while not request.done:
-            hear()
-        if request.error is not None:
-            raise SourceError(request.error.errno or errno.EIO, str(request.error), where=side.name)
-        found, at = [], offset
-        for size, flags in request.extents.get(side.export.contexts[ALLOCATION], ()):
-            found.append(Extent(at, size, flags))
-            at += size
-        if not found:
-            raise SourceError(errno.EIO, f"the server told nothing about {ALLOCATION}", where=side.name)
-        return normalise(found, offset, length)

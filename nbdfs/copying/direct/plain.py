@@ -6,35 +6,25 @@ import os
 from collections.abc import Callable
 
 from nbdfs.copying import files
+from nbdfs.copying.direct.local import MappedFile
 from nbdfs.copying.direct.work import Work
 from nbdfs.copying.options import CopyOptions, reason
 from nbdfs.copying.plain import BUFFER, STEP, Files
 from nbdfs.copying.plan import Planner
 from nbdfs.errors import UserError
-from nbdfs.fileio import data_runs
 from nbdfs.progress import Display
-from nbdfs.source import HOLE, ZERO, Backing, Caps, Extent, SourceInfo
+from nbdfs.source import Backing
 from nbdfs.undo import unless_done
 
 _LANES = 2  # one moves memory while the other waits for a disk
-
-
-class _Mapped:
-    """An open file as the plan sees it."""
-
-    def __init__(self, fd: int, size: int) -> None:
-        self._fd = fd
-        self.info = SourceInfo(size, Caps.EXTENTS)
-
-    async def extents(self, offset: int, length: int) -> list[Extent]:
-        runs = data_runs(self._fd, offset, offset + length)
-        return [Extent(start, end - start, 0 if data else HOLE | ZERO) for start, end, data in runs]
 
 
 class FileCopy:
     """The copy; the destination is created, or replaced.  Raises UserError if one of the two cannot be opened."""
 
     way = "files"
+    created = True
+    flushes = True
 
     def __init__(self, source: str, destination: str, options: CopyOptions) -> None:
         from nbdfs.backends.file.opening import open_path
@@ -50,7 +40,7 @@ class FileCopy:
             fd = open_path(destination, readonly=False, direct=False, lock=True).fd
         self._destination = Backing(fd, 0, False)
         self._files = Files(self._source, self._destination)
-        planner = Planner(_Mapped(opened.fd, opened.size), None, step=STEP, short_holes=False, blank=True)
+        planner = Planner(MappedFile(opened.fd, opened.size), None, step=STEP, short_holes=False, blank=True)
         self.work = Work(planner, opened.size)
 
     def run(self, display: Display | None) -> None:

@@ -1,0 +1,216 @@
+"""A plain file, and nothing at all, as ends of a copy by lanes, which share one descriptor."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import mmap
+import os
+import threading
+from collections import deque
+from collections.abc import Iterable
+
+from nbdfs import libc
+from nbdfs.copying import files
+from nbdfs.copying.direct.lane import Chunk, Move
+from nbdfs.copying.direct.work import Work
+from nbdfs.copying.options import reason
+from nbdfs.copying.plain import BUFFER
+from nbdfs.errors import SourceError
+from nbdfs.fileio import data_runs, read_whole, write_whole
+from nbdfs.ranges import pieces
+from nbdfs.source import HOLE, ZERO, BlockSize, Caps, Extent, SourceInfo
+
+_MOST_LANES = 64
+_WRITEBACK = 16 << 20  # bytes written by one lane after which the disk is told to begin
+_DISCARD = "/dev/null"
+
+
+class MappedFile:
+    """An open file as the plan sees it."""
+
+    def __init__(self, fd: int, size: int) -> None:
+        self._fd = fd
+        self.info = SourceInfo(size, Caps.EXTENTS)
+
+    async def extents(self, offset: int, length: int) -> list[Extent]:
+        runs = data_runs(self._fd, offset, offset + length)
+        return [Extent(start, end - start, 0 if data else HOLE | ZERO) for start, end, data in runs]
+
+
+class _Local:
+    """What local ends have in common: any number of lanes, and no connection that could be lost."""
+
+    lanes = _MOST_LANES
+    far = False
+    created = False
+    blank = True
+    map = None
+    work: Work
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._fd = -1
+
+    def interrupt(self) -> None:
+        """Nothing: who waits for a disk cannot be woken."""
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+
+
+class FileSource(MappedFile, _Local):
+    """A file to read.  Raises UserError if it cannot be opened."""
+
+    def __init__(self, path: str) -> None:
+        from nbdfs.backends.file.opening import open_path
+
+        _Local.__init__(self, path)
+        opened = open_path(path, readonly=True, direct=False, lock=True)
+        MappedFile.__init__(self, opened.fd, opened.size)
+        self._local = opened.local
+
+    def intake(self, longest: int, whole: bool) -> FileIntake:
+        return FileIntake(self._fd, longest, splices=self._local)
+
+
+class FileDestination(_Local):
+    """A file to be made, or replaced, once the size is known."""
+
+    flushes = True
+    info = SourceInfo(0, Caps.WRITE | Caps.FLUSH, BlockSize())
+
+    def accept(self, size: int) -> None:
+        """Make the file.  Raises UserError."""
+        from nbdfs.backends.file.opening import open_path
+
+        files.create(self.name, size)
+        self.created = True
+        self._fd = open_path(self.name, readonly=False, direct=False, lock=True).fd
+        self._writing = threading.Lock()  # the kernel lets one write to a file at a time, and spins meanwhile
+
+    def outlet(self, blank: bool) -> FileOutlet:
+        return FileOutlet(self._fd, self._writing)
+
+
+class NullDestination(_Local):
+    """What takes everything."""
+
+    flushes = False
+    info = SourceInfo(0, Caps.WRITE, BlockSize())
+
+    def __init__(self) -> None:
+        super().__init__("")
+
+    def accept(self, size: int) -> None:
+        self._fd = os.open(_DISCARD, os.O_WRONLY | os.O_CLOEXEC)
+
+    def outlet(self, blank: bool) -> NullOutlet:
+        return NullOutlet(self._fd)
+
+
+class FileIntake:
+    """What a lane reads from.  All of a piece comes at once."""
+
+    def __init__(self, fd: int, longest: int, *, splices: bool) -> None:
+        self._fd = fd
+        self.splices = splices
+        self._buffer = memoryview(mmap.mmap(-1, longest))
+        self._coming: deque[Chunk | Move] = deque()
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._coming)
+
+    def begin(self, move: Move) -> None:
+        self._coming += Chunk(move, move.piece.offset, move.piece.length), move
+
+    def hear(self) -> Chunk | Move:
+        return self._coming.popleft()
+
+    def take(self, chunk: Chunk) -> memoryview:
+        data = self._buffer[: chunk.length]
+        try:
+            read_whole(self._fd, data, chunk.offset)
+        except OSError as error:
+            raise _failed("read", chunk.offset, error) from error
+        return data
+
+    def fill(self, pipe: int, offset: int, most: int) -> int:
+        try:
+            count = os.splice(self._fd, pipe, most, offset_src=offset)
+        except OSError as error:
+            raise _failed("read", offset, error) from error
+        if not count:
+            raise SourceError(errno.EIO, f"cannot read at byte {offset}: the file ends there, it has become shorter")
+        return count
+
+    def give_up(self) -> None:
+        """Nothing: a file is not used up."""
+
+
+class NullOutlet:
+    """What a lane throws away."""
+
+    busy = False
+    splices = True
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def write(self, move: Move, offset: int, data: memoryview) -> None:
+        """Nothing."""
+
+    def zero(self, move: Move, offset: int, length: int) -> None:
+        """Nothing."""
+
+    def announce(self, move: Move, offset: int, length: int) -> None:
+        """Nothing."""
+
+    def drain(self, pipe: int, offset: int, length: int) -> None:
+        while length:
+            length -= os.splice(pipe, self._fd, length)
+
+    def hear(self, *, wait: bool) -> Iterable[Move]:
+        return ()
+
+    def flush(self) -> None:
+        """Nothing."""
+
+    def give_up(self) -> None:
+        """Nothing."""
+
+
+class FileOutlet(NullOutlet):
+    """What a lane writes to: a file made for the copy, so that it reads as zero.
+
+    The disk begins to write before all is there, so that the flush at the end of a copy has little left to wait for.
+    """
+
+    splices = False  # what a socket gives comes in pages; longer writes make longer folios of the page cache
+
+    def __init__(self, fd: int, writing: threading.Lock) -> None:
+        super().__init__(fd)
+        self._writing = writing
+        self._written = 0  # bytes that the disk was not told of
+
+    def write(self, move: Move, offset: int, data: memoryview) -> None:
+        try:
+            for at, size in pieces(0, len(data), BUFFER):
+                with self._writing:
+                    write_whole(self._fd, data[at : at + size], offset + at)
+        except OSError as error:
+            raise _failed("write", offset, error) from error
+        self._written += len(data)
+        if self._written >= _WRITEBACK:
+            self._written = 0
+            with contextlib.suppress(OSError):  # no more than a hint
+                libc.start_writeback(self._fd, 0, 0)
+
+    def flush(self) -> None:
+        os.fsync(self._fd)
+
+
+def _failed(verb: str, offset: int, error: OSError) -> SourceError:
+    return SourceError(error.errno or errno.EIO, f"cannot {verb} at byte {offset}: {reason(error)}")
