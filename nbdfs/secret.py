@@ -112,6 +112,11 @@ class Secret:
         """Whether the option holds the secret itself, which no one that begins with + or - can be."""
         return not self._text.startswith(("+", "-"))
 
+    @property
+    def is_typed(self) -> bool:
+        """Whether somebody is asked for it."""
+        return self._text == "-"
+
     def exposed(self) -> str:
         """Who may read the file of the secret who should not, and what to do; empty if all is well or there is none."""
         path = self._text[1:]

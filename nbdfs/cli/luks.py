@@ -124,7 +124,7 @@ async def _format(device: Source, arguments: argparse.Namespace) -> None:
         version, arguments.cipher, arguments.key_size // 8, arguments.sector_size, arguments.label,
         detached=arguments.detached, **identity,
     )  # fmt: skip
-    passphrase = await _read(arguments.passphrase, "New passphrase")
+    passphrase = await _read_new(arguments.passphrase)
     await format_device(device, volume, passphrase, _effort(arguments, version), force=arguments.force)
 
 
@@ -132,7 +132,7 @@ async def _add_key(device: Source, arguments: argparse.Namespace) -> None:
     from nbdfs.backends.luks.keys import add_key
 
     found, _, key = await _unlock(device, arguments)
-    passphrase = await _read(arguments.new_passphrase, "New passphrase")
+    passphrase = await _read_new(arguments.new_passphrase)
     effort = _effort(arguments, found.header.version)
     number = await add_key(device, found, key, passphrase, effort, arguments.keyslot)
     print(f"key slot {number} added")
@@ -143,7 +143,7 @@ async def _change_key(device: Source, arguments: argparse.Namespace) -> None:
     from nbdfs.backends.luks.keys import add_key, remove_key
 
     found, old, key = await _unlock(device, arguments)
-    passphrase = await _read(arguments.new_passphrase, "New passphrase")
+    passphrase = await _read_new(arguments.new_passphrase)
     new = await add_key(device, found, key, passphrase, _effort(arguments, found.header.version), None)
     await remove_key(device, await load_header(device, detached=arguments.detached), old)
     print(f"key slot {new} added, key slot {old} removed")
@@ -154,7 +154,8 @@ async def _remove_key(device: Source, arguments: argparse.Namespace) -> None:
 
     found, opened, _ = await _unlock(device, arguments)
     number = opened if arguments.keyslot is None else arguments.keyslot
-    if len(found.header.keyslots) == 1 and not arguments.force:
+    useful = found.header.digest_of(found.header.data_segment()).keyslots  # unbound ones open no data
+    if set(useful) == {number} and not arguments.force:
         raise UserError("this is the last key slot: without it the data is lost; --force removes it")
     await remove_key(device, found, number)
     print(f"key slot {number} removed")
@@ -185,6 +186,14 @@ async def _unlock(device: Source, arguments: argparse.Namespace) -> tuple[Found,
 
 async def _read(secret: Secret, prompt: str) -> bytes:
     return await trio.to_thread.run_sync(secret.read, prompt)
+
+
+async def _read_new(secret: Secret) -> bytes:
+    """A passphrase to be set: what nobody sees being typed is typed twice."""
+    passphrase = await _read(secret, "New passphrase")
+    if secret.is_typed and await _read(secret, "New passphrase once more") != passphrase:
+        raise UserError("the two new passphrases differ: nothing was changed")
+    return passphrase
 
 
 def _effort(arguments: argparse.Namespace, version: int) -> Effort:

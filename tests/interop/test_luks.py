@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from nbdfs.cli.main import main
 from nbdfs.errors import UserError
 from nbdfs.source import Caps, read
 from nbdfs.stack import open_stack
@@ -140,6 +141,37 @@ def test_keys_as_cryptsetup_sees_them(words: list[str], tmp_path: Path, key: Pat
     assert "last key slot" in complaint("luks", "remove-key", "--passphrase", f"+{third}", image)
     assert opening() == [third]
     assert subprocess.run(["cryptsetup", "repair", "-q", image], capture_output=True).returncode == 0
+
+
+def test_the_last_key_stays_although_an_unbound_one_is_there(tmp_path: Path, key: Path) -> None:
+    """An unbound key slot opens a key of its own, no data."""
+    image, other = tmp_path / "image", key_file(tmp_path / "other", b"other")
+    image.write_bytes(bytes(18 << 20))
+    cryptsetup("luksFormat", *QUICK, image, key)
+    cryptsetup("luksAddKey", "--unbound", "--key-size", "512", *QUICK, image, other)
+    assert "last key slot" in complaint("luks", "remove-key", "--passphrase", f"+{key}", image)
+    cryptsetup("open", "--test-passphrase", "-d", key, image)
+    nbdfs("luks", "remove-key", "--passphrase", f"+{key}", "--keyslot", "1", image)
+
+
+@pytest.mark.parametrize("answers", [["new", "new"], ["new", "knew"]])
+def test_a_new_passphrase_is_typed_twice(
+    answers: list[str], tmp_path: Path, key: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image, new = tmp_path / "image", key_file(tmp_path / "new", b"new")
+    image.write_bytes(bytes(18 << 20))
+    cryptsetup("luksFormat", *QUICK, image, key)
+    before = image.read_bytes()
+    typed = iter(answers)
+    monkeypatch.setattr("getpass.getpass", lambda prompt: next(typed))
+    words = ["luks", "add-key", "--passphrase", f"+{key}", "--pbkdf", "pbkdf2", "--iter-time", "10ms", str(image)]
+    if answers[0] == answers[1]:
+        assert main(words) == 0
+        cryptsetup("open", "--test-passphrase", "-d", new, image)
+    else:
+        assert main(words) == 1
+        assert "differ" in capsys.readouterr().err
+        assert image.read_bytes() == before
 
 
 def test_a_wrong_passphrase_is_one_line_and_writes_nothing(tmp_path: Path, key: Path) -> None:
