@@ -80,7 +80,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         words = ["compat", called, *words]  # a symlink with the name of another program
     status = 1
     try:
-        status = _dispatch(words)
+        try:
+            status = _dispatch(words)
+        finally:
+            sys.stdout.flush()
     except* UserError as group:
         for error in leaves(group):
             _report(error)
@@ -88,10 +91,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except* KeyboardInterrupt:
         status = 130
     except* BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nothing more can be said, also not at exit
+        _say_no_more()
+        status = 1
     if arguments is None:
         gc.freeze()  # the process ends: to search for garbage once more is a tenth of a short command's time
     return status
+
+
+class _Output(io.FileIO):
+    """Standard output: what it does not take is told in one line."""
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            _say_no_more()
+            raise UserError(f"cannot write to standard output: {error.strerror}") from error
+
+
+def _say_no_more() -> None:
+    """Let what is still to be written, also at exit, go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _open_standard_streams() -> None:
@@ -102,8 +124,11 @@ def _open_standard_streams() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="surrogateescape")
+    if sys.stdout is sys.__stdout__ and isinstance(sys.stdout, io.TextIOWrapper):
+        output = io.BufferedWriter(_Output(1, "w", closefd=False))
+        sys.stdout = io.TextIOWrapper(
+            output, sys.stdout.encoding, "surrogateescape", line_buffering=sys.stdout.line_buffering
+        )
 
 
 def _dispatch(words: list[str]) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from nbdfs.config.files import use_file
 from nbdfs.errors import UsageError, printable, reason
 from nbdfs.registry import Driver, LayerDriver, Option
 from nbdfs.stack import plan
-from tests.tools import key_file, nbdfs
+from tests.tools import TIMEOUT, command, key_file, nbdfs
 
 FAILURE, USAGE = 1, 2
 DIGITS = "9" * 5000  # more than Python makes a number of
@@ -234,6 +235,30 @@ def test_names_of_files_that_are_no_utf_8(tmp_path: Path) -> None:
     assert nbdfs("copy", "--digest=md5", image, "null:").stdout == os.fsencode(f"{digest}  {image}\n")
     assert json.loads(nbdfs("info", "--json", image).stdout)["exports"][0]["export-size"] == 1 << 20
     assert nbdfs("serve", image, "--run", 'nbdinfo --size "$uri"').stdout == b"1048576\n"
+
+
+@pytest.mark.parametrize("words", ["info zero:1M", "dump -n 100k pattern:1M", "--help", "copy --help"])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_standard_output_that_takes_nothing(words: str, unbuffered: str) -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            command(*words.split()), stdout=full, stderr=subprocess.PIPE, timeout=TIMEOUT,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        )  # fmt: skip
+    assert done.stderr == b"nbdfs: cannot write to standard output: No space left on device\n"
+    assert done.returncode == FAILURE
+
+
+@pytest.mark.parametrize("words", ["dump pattern:8M", "sources"])
+def test_a_reader_of_standard_output_that_leaves(words: str) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(command(*words.split()), stdout=writing, stderr=subprocess.PIPE, timeout=TIMEOUT)
+    finally:
+        os.close(writing)
+    assert done.stderr == b""
+    assert done.returncode == FAILURE
 
 
 def test_mount8_has_a_status_of_its_own(capsys: Said) -> None:
