@@ -74,6 +74,7 @@ TEXT = Kind("TEXT", str)
 PATH = Kind("PATH", str)
 SPEC = Kind("SPEC", str)
 SECRET = Kind("SECRET", Secret, secret=True)
+COMMAND = Kind("COMMAND", str, secret=True)  # for a shell; there may be a token in it
 
 
 def choice(*values: str) -> Kind:

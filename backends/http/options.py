@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nbdfs.registry import BOOLEAN, DURATION, INTEGER, PATH, SECRET, TEXT, choice, option
+from nbdfs.registry import BOOLEAN, COMMAND, DURATION, INTEGER, PATH, SECRET, TEXT, choice, option
 from nbdfs.secret import Secret
 
 
@@ -13,8 +13,8 @@ class HttpOptions:
     user: str = option("", TEXT, "user name for basic or digest authentication")
     password: Secret | None = option(None, SECRET, "its password")
     headers: Secret | None = option(None, SECRET, "more request headers, 'Name: value', one a line")
-    header_script: str = option("", TEXT, "shell command that prints such headers; run again when they are refused")
-    url_script: str = option("", TEXT, "shell command that prints the URL; run again when the old one is refused")
+    header_script: str = option("", COMMAND, "shell command that prints such headers; run again when they are refused")
+    url_script: str = option("", COMMAND, "shell command that prints the URL; run again when the old one is refused")
     cookie_file: str = option("", PATH, "cookies in Netscape format")
     ca: str = option("", PATH, "certificates to trust instead of the system's, PEM")
     insecure: bool = option(False, BOOLEAN, "accept any certificate")

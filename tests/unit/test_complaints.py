@@ -195,7 +195,7 @@ def test_options_that_a_driver_does_not_have(name: str) -> None:
         plan(_with_option(DRIVERS[name], "no-such-option=1"))
 
 
-FREE = ("ADDRESS[:PORT]", "PATH", "SECRET", "SPEC", "TEXT")  # kinds of option that any text may be
+FREE = ("ADDRESS[:PORT]", "COMMAND", "PATH", "SECRET", "SPEC", "TEXT")  # kinds of option that any text may be
 READ = [(driver, option) for driver in DRIVERS.values() for option in driver.option_table
         if option.kind.name not in FREE]  # fmt: skip
 

@@ -62,6 +62,7 @@ def test_a_plan_is_shown_as_a_spec(text: str, shown: str) -> None:
     "text, shown",
     [
         ("https://user:hush@host/x?a=b@c", "https://user:***@host/x?***"),
+        ("http,url-script=curl -u me%3Ahush https%3A//x:", "http,url-script=***:"),
         ("http+unix://%2Frun%2Fs/x?signature=hush", "http+unix://%2Frun%2Fs/x?***"),
         ("nbd+unix:///x?socket=/run/s", "nbd+unix:///x?socket=/run/s"),
         ("raw:https://host/?a", "raw:https://host/?***"),
