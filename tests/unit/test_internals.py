@@ -17,7 +17,7 @@ SOURCES = [*ROOT.glob("nbdfs/**/*.py"), *ROOT.glob("backends/**/*.py")]
 # Where a page's modules lie, when it names them by less than their path from the root.
 FOLDERS = {
     "config.md": ("nbdfs", "."),
-    "copy.md": ("nbdfs/copying", "."),
+    "copy.md": ("nbdfs/copying", "nbdfs/copying/direct", "."),
     "fuse.md": ("nbdfs/fuse", "."),
     "layers.md": ("backends/cow", "backends/cache", "."),
     "live.md": ("nbdfs", "nbdfs/nbd", "."),

@@ -157,7 +157,7 @@ async def test_writes_verify(option: str) -> None:
     [
         ("sparse-random:", "'' is not a size"),
         ("sparse-random,percent=101:1M", "101 percent: write 0 to 100"),
-        ("sparse-random,percent=nan:1M", "write 0 to 100"),
+        ("sparse-random,percent=nan:1M", "'nan' is not a number"),
         ("sparse-random,blocksize=512:1M", "not a power of two from 1024 on"),
         ("sparse-random,blocksize=3k:1M", "not a power of two from 1024 on"),
         ("sparse-random,runlength=0:1M", "a runlength of 0"),
