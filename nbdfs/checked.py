@@ -154,12 +154,16 @@ class Checked(Layer):
         return self._approved(found, offset, length, one)
 
     def _approved(self, found: list[Extent], offset: int, length: int, one: bool) -> list[Extent]:
-        at = offset
-        for extent in found[:_MOST_EXTENTS]:
-            if extent.offset != at or extent.length <= 0:
+        found = found[:_MOST_EXTENTS]
+        at, before, tidy = offset, -1, True
+        for extent in found:
+            start, size, flags = extent
+            if start != at or size <= 0:
                 raise self._refusal(errno.EIO, f"extents out of order at {at}: {extent}")
-            at += extent.length
-        clipped = normalise(found[:_MOST_EXTENTS], offset, length)
+            at += size
+            tidy = tidy and flags != before
+            before = flags
+        clipped = found if tidy and at <= offset + length else normalise(found, offset, length)
         if not clipped:
             raise self._refusal(errno.EIO, f"no extent for {length} bytes at {offset}")
         return clipped[:1] if one else clipped

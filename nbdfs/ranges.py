@@ -27,18 +27,27 @@ def pieces(offset: int, length: int, step: int) -> Iterator[tuple[int, int]]:
         offset += size
 
 
-def normalise(extents: Iterable[Extent], offset: int, length: int) -> list[Extent]:
-    """Clip ascending extents to a range and join neighbours with equal flags."""
+def normalise(extents: Iterable[tuple[int, int, int]], offset: int, length: int) -> list[Extent]:
+    """Clip ascending (offset, length, flags) to a range and join neighbours with equal flags."""
     end = offset + length
     result: list[Extent] = []
-    for extent in extents:
-        first, last = max(extent.offset, offset), min(extent.offset + extent.length, end)
+    start = stop = offset
+    present = -1  # the flags of the run from start to stop
+    for first, size, flags in extents:
+        last = first + size
+        if first < offset:
+            first = offset
+        if last > end:
+            last = end
         if first >= last:
             continue
-        if result and result[-1].flags == extent.flags:
-            result[-1] = Extent(result[-1].offset, last - result[-1].offset, extent.flags)
-        else:
-            result.append(Extent(first, last - first, extent.flags))
+        if flags != present:
+            if start < stop:
+                result.append(Extent(start, stop - start, present))
+            start, present = first, flags
+        stop = last
+    if start < stop:
+        result.append(Extent(start, stop - start, present))
     return result
 
 

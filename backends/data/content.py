@@ -9,6 +9,7 @@ from __future__ import annotations
 import abc
 import bisect
 import errno
+import functools
 import itertools
 import os
 import re
@@ -20,6 +21,7 @@ from nbdfs.source import HOLE, MAX_SIZE, ZERO
 
 Span = tuple[int, int, int]  # start, stop, flags
 
+_FEW = 64  # spans
 PAGE = 32 << 10  # bytes; where extents begin and end, and the unit in which a writer gets a copy
 _MOST_DEPTH = 100  # contents inside each other: reading goes down as deep
 _FLAT = 4096  # bytes; a layout of that size or less is written out when first read
@@ -138,9 +140,16 @@ class Repeat(Content):
         period = self.part.size
         while start < stop:
             base = start - start % period
-            for first, last, flags in self.part.spans(start - base, min(stop - base, period)):
+            entire = self._few if start == base and stop - base >= period else []
+            for first, last, flags in entire or self.part.spans(start - base, min(stop - base, period)):
                 yield base + first, base + last, flags
             start = base + period
+
+    @functools.cached_property
+    def _few(self) -> list[Span]:
+        """All spans of the part if they are few, to be found out once and not for each period."""
+        few = list(itertools.islice(self.part.spans(0, self.part.size), _FEW))
+        return few if len(few) < _FEW else []
 
 
 class Slice(Content):

@@ -86,7 +86,7 @@ class DataSource(Source):
                     found.append(Extent(low, high - low, HOLE | ZERO))
                     continue
                 spans = page_spans(self._content, low, high, _MOST_SPANS)
-                found += normalise((Extent(a, b - a, flags) for a, b, flags in spans), low, high)
+                found += normalise(((a, b - a, flags) for a, b, flags in spans), low, high)
                 if len(found) > _MOST_SPANS or found[-1].offset + found[-1].length < high:
                     return found
         return found

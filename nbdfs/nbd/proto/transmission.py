@@ -13,6 +13,7 @@ What the protocol forbids but leaves in step comes out as `Refused`, the rest ra
 from __future__ import annotations
 
 import enum
+import itertools
 import struct
 from collections.abc import Iterable
 
@@ -248,14 +249,14 @@ class ServerTransmission:
         """The (length, flags) pairs of one context."""
         pairs = list(extents)[:_MOST_EXTENTS]
         if self.extended:
-            numbers = [number for pair in pairs for number in pair]
+            numbers = list(itertools.chain.from_iterable(pairs))
             payload = struct.pack(f">II{len(numbers)}Q", context, len(pairs), *numbers)
             return self._chunk(request, nbd.REPLY_TYPE_BLOCK_STATUS_EXT, payload, done)
-        numbers = []
-        for length, flags in pairs:
-            numbers += (min(length, _LONGEST), flags)
-            if length > _LONGEST:
-                break  # what follows would lie in the wrong place
+        numbers = list(itertools.chain.from_iterable(pairs))
+        long = next((at for at, length in enumerate(numbers[::2]) if length > _LONGEST), None)
+        if long is not None:
+            numbers[2 * long] = _LONGEST
+            del numbers[2 * long + 2 :]  # what follows would lie in the wrong place
         return self._chunk(
             request, nbd.REPLY_TYPE_BLOCK_STATUS, struct.pack(f">I{len(numbers)}I", context, *numbers), done
         )
