@@ -136,6 +136,17 @@ def test_complaint_15_small_writes_are_gathered_with_writeback(file: Path, tmp_p
         assert os.pread(descriptor, 512, MIB - 512) == b"small" * 102 + b"xy"
 
 
+def test_complaint_16_and_l11_a_reader_of_small_pieces_costs_the_server_few_requests(
+    logged: tuple[Path, Path],
+) -> None:
+    """Python, a way through the kernel and a way over the network are paid for once in 128 KiB, or more."""
+    file, log = logged
+    with file.open("rb", buffering=0) as disk:
+        while disk.read(4096):
+            pass
+    assert log.read_text().count(" Read ") <= 4 * MIB // (128 << 10)
+
+
 def test_complaint_17_the_file_system_has_its_size(disk: Path) -> None:
     found = os.statvfs(disk)
     assert found.f_blocks * found.f_frsize == 4 * MIB

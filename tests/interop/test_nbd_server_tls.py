@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import ssl
 import struct
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import trustme
 from nbdfs.nbd.proto import constants as nbd
 from tests.certificates import certificates, write
 from tests.interop.servers import Server, hung_up, raw, receive, run, serve, wait_for
-from tests.tools import complaint
+from tests.tools import complaint, key_file
 
 __all__ = ["certificates", "serve"]
 
@@ -57,6 +58,20 @@ def test_data_in_the_clear_after_tls_was_agreed_on_is_refused(serve: Server, cer
         sock.sendall(struct.pack(">IQII", 3, nbd.OPTION_MAGIC, nbd.OPT_STARTTLS, 0) + listing)
         assert hung_up(sock)
     wait_for(lambda: "in the clear" in serving.logged(), "not refused")
+
+
+@pytest.mark.parametrize("words", [("serve",), ("compat", "nbdkit", "-f")], ids=" ".join)
+def test_pre_shared_keys_need_a_newer_python(serve: Server, words: tuple[str, ...], tmp_path: Path) -> None:
+    keys = key_file(tmp_path / "keys", b"alice:00112233445566778899aabbccddeeff")
+    place = ("-U", str(tmp_path / "s"), "--tls=require", f"--tls-psk={keys}")
+    if hasattr(ssl.SSLContext, "set_psk_server_callback"):
+        serve("memory:1M", where=place)
+        query = f"socket={tmp_path}/s&tls-psk-file={keys}"
+        assert run("nbdinfo", "--size", f"nbds+unix://alice@/?{query}").strip() == str(1 << 20)
+    else:
+        source = ("memory", "1M") if "nbdkit" in words else ("memory:1M",)
+        assert "needs Python 3.13 or newer: use certificates" in complaint(*words, *place, *source)
+        assert not (tmp_path / "s").exists()
 
 
 def test_certificate_that_is_missing_or_expired(tmp_path: Path) -> None:
