@@ -1,45 +1,45 @@
-"""The peers of a torrent: who is known, who is connected, and whether some of them read too.
+"""The peers of a torrent: who is known, who is connected, and who of them reads too.
 
 With seeds alone, what is wanted is asked for at once, in order.  In a *crowd*, where other readers of the same torrent
-are connected, that would make the seed send everything to everybody: there the pieces ahead are fetched rarest first,
-so that the readers get different ones and pass them on, and a read waits a little, each reader for another while,
-whether somebody else brings its piece before it asks for it with a deadline (`pieces`).
+are connected, that would make the seed send everything to everybody: there each piece has one reader that asks for it
+(`sharing`).
 
-Invariant: `in_crowd` is called in order, and only after libtorrent's own order and queue are those of a crowd.
+Invariant: `changed` is called after libtorrent's own order and queue are those that fit.
 """
 
 from __future__ import annotations
 
-import math
-import random
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import libtorrent
-import trio
 
 from nbdfs.backends.torrent.membership import Membership
+from nbdfs.backends.torrent.session import FINGERPRINT
+from nbdfs.backends.torrent.sharing import Sharing
 
-_SHORT_QUEUE = 0  # seconds of requests under way in a crowd, the least: what is asked for may come from another reader
+_SHORT_QUEUE = 0  # seconds of requests under way in a crowd, the least: another reader may have it in a moment
 _REANNOUNCE_EVERY = 15  # ticks without a peer while somebody waits
 _KNOWN_PEERS = 200
-_ACQUAINTANCE = 0.7  # seconds: a seed that is just being connected has not said yet that it is one
-_PATIENCE = 0.5  # seconds a read waits in a crowd before it insists, and
-_PATIENCE_EACH = 0.6  # so many more for each other reader, of which it takes a part by chance
+_NOT_YET = libtorrent.peer_info.handshake | libtorrent.peer_info.connecting
 
 
 class Company:
-    """The peers of a torrent, as of libtorrent's last `status`."""
+    """The peers of a torrent, as of libtorrent's last word."""
 
-    def __init__(self, membership: Membership, options: Any) -> None:
-        self.crowd = 0  # peers that are reading too
-        self.in_crowd: list[Callable[[], None]] = []  # called when there are some
+    def __init__(self, membership: Membership, sharing: Sharing, options: Any) -> None:
+        self.entered: list[Callable[[], None]] = []  # called when there are other readers, and were none before
         self.status: Any = None
         self._membership = membership
+        self._sharing = sharing
         self._options = options
-        self._crowd_since = math.inf
         self._known: OrderedDict[tuple[str, int], None] = OrderedDict()
+
+    @property
+    def crowd(self) -> bool:
+        """Whether others read too."""
+        return not self._sharing.alone
 
     @property
     def peers(self) -> int:
@@ -51,24 +51,22 @@ class Company:
         """Peers that libtorrent knows and might connect to."""
         return self.status.connect_candidates if self.status else 0
 
-    def patience(self) -> float:
-        """Seconds that a read waits before it insists on a piece that it claimed."""
-        return _PATIENCE + random.random() * _PATIENCE_EACH * self.crowd if self.crowd else math.inf  # noqa: S311
+    def matters(self) -> bool:
+        """Whether somebody is, or was, connected who is no seed."""
+        return self.crowd or bool(self.status and self.status.num_peers > self.status.num_seeds)
 
-    def look(self, status: Any) -> None:
-        """libtorrent says how things are."""
-        self.status = status
-        others = status.num_peers - status.num_seeds
-        if not others:
-            self._crowd_since = math.inf
-        elif self._crowd_since == math.inf:
-            self._crowd_since = trio.current_time()
-        self._notice(others if trio.current_time() - self._crowd_since >= _ACQUAINTANCE else 0)
-
-    def _notice(self, crowd: int) -> None:
-        changed = bool(crowd) != bool(self.crowd)
-        self.crowd = crowd
-        if changed and self._membership.handle:
+    def look(self, wanted: Collection[int], asking: bool) -> None:
+        """See who is connected.  We want these pieces, which are not here, and may ask seeds for some of them."""
+        seed = libtorrent.peer_info.seed
+        connected = self._membership.handle.get_peer_info()
+        peers = [peer for peer in connected if not peer.flags & _NOT_YET and len(peer.pieces) == self._sharing.pieces]
+        others = {peer.pid.to_bytes(): bytes(peer.pieces) for peer in peers if not peer.flags & seed}
+        readers = {name: pieces for name, pieces in others.items() if name.startswith(FINGERPRINT)}
+        crowd = self.crowd
+        if asking:
+            self._sharing.pace = sum(peer.payload_down_speed for peer in peers if peer.flags & seed)
+        self._sharing.look(readers, others.values(), wanted)
+        if self.crowd != crowd:
             self._change_manners()
 
     def _change_manners(self) -> None:
@@ -76,7 +74,7 @@ class Company:
         self._membership.session.session.apply_settings({"request_queue_time": queue})
         self.choose_order()
         if self.crowd:
-            for listener in self.in_crowd:
+            for listener in self.entered:
                 listener()
 
     def choose_order(self) -> None:

@@ -2,20 +2,21 @@
 
 Strictly on demand: every piece has priority 0 until somebody *claims* it, and again when the last claim goes.  A claim
 on a missing piece gives it a deadline with libtorrent, a claim on a piece that is here keeps it from being dropped.
-In a crowd (`company`) a claim gives no deadline, and a read insists on one only after a while.
+Where others read too, a claim on a piece that is theirs (`sharing`) asks nobody until one of them has it, or until a
+read waited too long.
 
 Invariants: `here[p]` is set only after libtorrent has found the piece's hash right and its data is in the file;
-`claims` holds positive counts.  While the torrent is out of the session libtorrent is told nothing; `insist` does so
-when it is back.
+`claims` holds positive counts; `_told` has the pieces with a claim that are not here, as libtorrent knows them.  While
+the torrent is out of the session libtorrent is told nothing; `renew` does so when it is back.
 """
 
 from __future__ import annotations
 
 import errno
-import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import trio
@@ -24,10 +25,16 @@ from nbdfs.backends.torrent.company import Company
 from nbdfs.backends.torrent.membership import Membership
 from nbdfs.backends.torrent.metainfo import File, Metainfo
 from nbdfs.backends.torrent.room import Room
+from nbdfs.backends.torrent.sharing import Sharing, Way
 from nbdfs.errors import SourceError
 
 _STEP = 10  # milliseconds between the deadlines of pieces wanted together
-_POLITE = 4  # libtorrent's default priority
+_AHEAD = 200  # milliseconds: the first deadline of what no read waits for yet
+_LAST = 1  # libtorrent's priorities: for `prefetch=`,
+_POLITE = 4  # its default; 7 is that of a piece with a deadline
+_PRIORITIES = {Way.OURS: _POLITE, Way.LATER: 6, Way.THERE: _POLITE, Way.THEIRS: 0}  # one more where a read waits
+_OTHERS = (Way.THERE, Way.THEIRS)
+_OFF = {Way.OURS: Way.LATER, Way.THERE: Way.THEIRS, Way.THEIRS: Way.THEIRS}
 
 
 class _Arrival:
@@ -38,10 +45,20 @@ class _Arrival:
         self.trouble = ""
 
 
+@dataclass(frozen=True)
+class _Wait:
+    """For a piece of another reader: from when on, and how many pieces the readers had then."""
+
+    since: float
+    had: Mapping[bytes, int]
+
+
 class Pieces:
     """The pieces of a torrent, for those who read them."""
 
-    def __init__(self, membership: Membership, company: Company, room: Room, metainfo: Metainfo, options: Any) -> None:
+    def __init__(
+        self, membership: Membership, company: Company, sharing: Sharing, room: Room, metainfo: Metainfo, options: Any
+    ) -> None:
         self.here = bytearray(metainfo.pieces)
         self.background = bytearray(metainfo.pieces)  # priorities of pieces that nobody claims
         self.claims: Counter[int] = Counter()
@@ -49,12 +66,15 @@ class Pieces:
         self.awaited = trio.Event()  # somebody waits
         self._membership = membership
         self._company = company
+        self._sharing = sharing
         self._room = room
         self._metainfo = metainfo
         self._options = options
         self._arrivals: dict[int, _Arrival] = {}  # those waited for
         self._trouble = ""  # the disk's or libtorrent's last error
-        company.in_crowd.append(self._be_polite)
+        self._told: dict[int, Way] = {}
+        self._waits: dict[int, _Wait] = {}  # for pieces of other readers
+        self._insisted: set[int] = set()  # pieces that were waited for in vain
 
     # -- which are here
 
@@ -98,10 +118,8 @@ class Pieces:
         for index, piece in enumerate(pieces):
             self.claims[piece] += 1
             if not self.here[piece]:
-                if self._company.crowd or (after and not self._options.sequential):
-                    self._want_politely(piece)
-                else:
-                    self._want(piece, after + index * _STEP)
+                way = self._way(piece)
+                self._tell(piece, _OFF[way] if self._company.crowd else way, after + index * _STEP)
 
     def release(self, pieces: Iterable[int]) -> None:
         """Want the pieces no more."""
@@ -109,7 +127,9 @@ class Pieces:
             self.claims[piece] -= 1
             if not self.claims[piece]:
                 del self.claims[piece]
+                self._insisted.discard(piece)
                 if not self.here[piece] and (handle := self._membership.handle):
+                    self._told.pop(piece, None)
                     handle.reset_piece_deadline(piece)
                     handle.piece_priority(piece, self.background[piece])
         self._room.check()
@@ -117,30 +137,77 @@ class Pieces:
     def prefetch(self, pieces: range) -> None:
         """Fetch pieces when there is nothing more urgent."""
         for piece in pieces:
-            self.background[piece] = 1
+            self.background[piece] = _LAST
             if not self.claims[piece] and not self.here[piece]:
-                self._membership.handle.piece_priority(piece, 1)
+                self._membership.handle.piece_priority(piece, _LAST)
         self._company.choose_order()
 
-    def insist(self) -> None:
+    def renew(self) -> None:
         """Tell libtorrent of all claims anew."""
-        for piece in self.claims:
-            if not self.here[piece]:
-                self._want(piece, 0)
+        self._told.clear()
+        self.review()
 
-    def _be_polite(self) -> None:
-        for piece in self.claims:
-            if not self.here[piece] and not self.waiting[piece]:
-                self._want_politely(piece)
+    def look(self) -> None:
+        """See whether other readers came, went or got something, and tell libtorrent what that changes."""
+        if self._company.matters():
+            self._company.look(self._missing(), Way.OURS in self._told.values())
+            self.review()
 
-    def _want(self, piece: int, after: int) -> None:
-        if handle := self._membership.handle:
+    def review(self) -> None:
+        """Tell libtorrent what changed in how pieces are to be had."""
+        handle = self._membership.handle
+        wanted = self._missing()
+        self._lose_patience(wanted)
+        ways = {piece: self._way(piece) for piece in wanted}
+        if any(self._told.get(piece) is Way.OURS and way in _OTHERS for piece, way in ways.items()):
+            handle.clear_piece_deadlines()  # when the first is set anew, libtorrent takes back all other requests
+            self._told.clear()
+        if self._company.crowd:
+            ways |= self._put_off(ways)
+        for index, (piece, way) in enumerate(ways.items()):
+            if self._told.get(piece) is not way:
+                self._tell(piece, way, 0 if piece in self.waiting else _AHEAD + index * _STEP)
+
+    def _put_off(self, ways: Mapping[int, Way]) -> dict[int, Way]:
+        """The pieces among these that there is time for.
+
+        What another reader has is asked for when a read waits for it, and all of it then: a seed, which has it too,
+        gets two of the requests each time.
+        """
+        off = [piece for piece, way in ways.items() if way is Way.OURS][1:]
+        if not any(ways.get(piece) is Way.THERE for piece in self.waiting):
+            off += [piece for piece, way in ways.items() if way is Way.THERE and self._told.get(piece) is not way]
+        return {piece: _OFF[ways[piece]] for piece in off if piece not in self.waiting}
+
+    def _missing(self) -> list[int]:
+        """The pieces that are wanted and not here, in order."""
+        return sorted(piece for piece in self.claims if not self.here[piece])
+
+    def _way(self, piece: int) -> Way:
+        return Way.OURS if piece in self._insisted else self._sharing.way(piece)
+
+    def _tell(self, piece: int, way: Way, after: int) -> None:
+        handle = self._membership.handle
+        if not handle:
+            return
+        known = self._told.get(piece)
+        self._told[piece] = way
+        if way is Way.OURS and (self._options.sequential or not after):
             handle.set_piece_deadline(piece, after)
-
-    def _want_politely(self, piece: int) -> None:
-        if handle := self._membership.handle:
+            return
+        if known is Way.OURS:
             handle.reset_piece_deadline(piece)
-            handle.piece_priority(piece, _POLITE)
+        handle.piece_priority(piece, _PRIORITIES[way] + (way is Way.THERE and not after))
+
+    def _lose_patience(self, wanted: list[int]) -> None:
+        """Insist on pieces of other readers that a read waited for too long."""
+        now, longest = trio.current_time(), self._options.timeout / 2
+        theirs = [piece for piece in self.waiting if not self.here[piece] and self._way(piece) is Way.THEIRS]
+        self._waits = {piece: self._waits.get(piece) or _Wait(now, self._sharing.counts()) for piece in theirs}
+        for piece, wait in self._waits.items():
+            if now - wait.since > min(self._sharing.patience(piece, wanted), longest):
+                self._insisted.add(piece)
+                self._sharing.in_vain(piece, wait.had)
 
     # -- who waits
 
@@ -157,6 +224,8 @@ class Pieces:
     def came(self, piece: int) -> None:
         """libtorrent has the piece, and its hash is right."""
         self.here[piece] = 1
+        self._told.pop(piece, None)
+        self._insisted.discard(piece)
         arrival = self._arrivals.pop(piece, None)
         if arrival is not None:
             arrival.settled.set()
@@ -173,15 +242,12 @@ class Pieces:
         """Wait for one piece.  Raises SourceError if fetching it meets trouble."""
         self.waiting[piece] += 1
         self.awaited.set()
-        patience = self._company.patience()
+        if self._company.crowd and self._membership.handle:
+            self.review()
         try:
             while not self.here[piece]:
                 arrival = self._arrivals.setdefault(piece, _Arrival())
-                with trio.move_on_after(patience) as scope:
-                    await arrival.settled.wait()
-                if scope.cancelled_caught:
-                    patience = math.inf
-                    self._want(piece, 0)
+                await arrival.settled.wait()
                 if not self.here[piece] and arrival.trouble:
                     raise SourceError(errno.EIO, arrival.trouble, where="torrent", retryable=True)
         finally:

@@ -110,7 +110,7 @@ class ReadAhead:
         self._file = file
         self._streams: deque[_Stream] = deque(maxlen=_STREAMS)  # the one read last at the end
         self._largest = _LARGEST_WINDOW
-        torrent.company.in_crowd.append(self.in_crowd)
+        torrent.company.entered.append(self.in_crowd)
         if torrent.room.limit:
             self._largest = min(self._largest, torrent.room.limit * torrent.metainfo.piece_length // 2)
 
@@ -143,7 +143,7 @@ class ReadAhead:
 
     def close(self) -> None:
         """Want nothing any more."""
-        self._company.in_crowd.remove(self.in_crowd)
+        self._company.entered.remove(self.in_crowd)
         while self._streams:
             self._pieces.release(self._streams.pop().claimed)
 

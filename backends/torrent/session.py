@@ -10,6 +10,7 @@ from __future__ import annotations
 import ipaddress
 import logging
 import os
+import secrets
 import urllib.parse
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -47,8 +48,10 @@ _FIXED: Mapping[str, Any] = {
     "peer_connect_timeout": 7,
     "optimistic_disk_retry": 5,
     "max_out_request_queue": 2000,
-    "request_queue_time": 10,  # seconds of requests under way at the present rate; see `Torrent._change_manners`
+    "request_queue_time": 10,  # seconds of requests under way at the present rate; see `Company`
+    "whole_pieces_threshold": 0,  # pieces are shared among peers by the block
 }
+FINGERPRINT = b"-nB"  # the start of our peer ids, by which readers know each other
 _ENCRYPTION = {"allow": 1, "require": 0, "off": 2}  # libtorrent's enc_policy
 _NEW_SOCKETS = (libtorrent.peer_connect_alert, libtorrent.listen_succeeded_alert)
 _PROXIES = {"socks4": (1, 1), "socks5": (2, 3), "http": (4, 5)}  # libtorrent's proxy_type: without, with password
@@ -104,13 +107,20 @@ def _proxy(url: str, password: Secret | None) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def peer_id() -> bytes:
+    """An id of one session, in the usual form: the program, its version, what nobody else has."""
+    version = "".join(nbdfs.__version__.split(".")[:3]).ljust(4, "0")[:4]
+    return FINGERPRINT + version.encode() + b"-" + secrets.token_hex(6).encode()
+
+
 class Session:
     """A libtorrent session whose alerts arrive in trio."""
 
     def __init__(self, chosen: Mapping[str, Any]) -> None:
         self._readable, self._writable = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         params = libtorrent.session_params()
-        self.chosen = dict(chosen)
+        self.peer_id = peer_id()
+        self.chosen = {**chosen, "peer_fingerprint": self.peer_id.decode()}
         params.settings = self.chosen  # type: ignore[assignment]  # its stubs know only what it reads back
         params.disk_io_constructor = _DISK
         self.session: Any = libtorrent.session(params)

@@ -1,7 +1,7 @@
 """A torrent in a session, looked after: what libtorrent tells of it goes to the parts, and what must be done is done.
 
-The parts are its `membership` in the session, its `pieces`, the `room` they take, the `company` of its peers and the
-limits of `seeding`.
+The parts are its `membership` in the session, its `pieces`, the `room` they take, the `company` of its peers, the
+`sharing` of pieces with them and the limits of `seeding`.
 
 Invariants: a piece with a claim is never dropped; the torrent is out of the session only inside `_drop`, which applies
 all claims anew at its end.
@@ -25,12 +25,14 @@ from nbdfs.backends.torrent.pieces import Pieces
 from nbdfs.backends.torrent.room import Room
 from nbdfs.backends.torrent.seeding import Seeding
 from nbdfs.backends.torrent.session import Session
+from nbdfs.backends.torrent.sharing import Sharing
 from nbdfs.source import Fetching
 
 log = logging.getLogger(__name__)
 
 _TICK = 1.0  # seconds between two looks at peers, limits and resume data
-_GLANCE = 0.1  # seconds between two looks at who is connected, while somebody waits
+_GLANCE = 0.1  # seconds between two looks at who is connected, while somebody waits, and at least
+_REST = 10  # times as long as such a look takes: many peers have many pieces
 _SAVE_EVERY = 60  # ticks
 _TOO_LONELY = 5  # ticks without a peer, though some are known, after which the torrent joins anew
 _VERIFY_TIMEOUT = 2.0  # seconds
@@ -44,8 +46,9 @@ class Torrent:
         self.cache = cache
         self.room = Room(options.cache_size, metainfo.piece_length)
         self._membership = Membership(session, cache, metainfo, options)
-        self.company = Company(self._membership, options)
-        self.pieces = Pieces(self._membership, self.company, self.room, metainfo, options)
+        sharing = Sharing(session.peer_id, metainfo.pieces, metainfo.piece_length)
+        self.company = Company(self._membership, sharing, options)
+        self.pieces = Pieces(self._membership, self.company, sharing, self.room, metainfo, options)
         self._seeding = Seeding(session, self.pieces, options)
         self._layout = Layout(metainfo)
         self._session = session
@@ -113,8 +116,9 @@ class Torrent:
             with trio.move_on_after(_TICK):
                 while True:
                     await self.pieces.awaited.wait()
-                    self._session.session.post_torrent_updates()
-                    await trio.sleep(_GLANCE)
+                    start = trio.current_time()
+                    self._glance()
+                    await trio.sleep(max(_GLANCE, _REST * (trio.current_time() - start)))
             ticks += 1
             if not self._membership.handle:
                 continue
@@ -122,7 +126,7 @@ class Torrent:
                 self._stopped = False
                 await self._drop([])  # only a fresh start frees blocks that could not be written
                 continue
-            self._session.session.post_torrent_updates()
+            self._glance()
             lonely = lonely + 1 if self.pieces.waiting and not self.company.peers else 0
             if lonely and lonely % _TOO_LONELY == 0 and self.company.candidates:
                 await self._drop([])  # libtorrent may keep from a peer that it lost over a second connection to it
@@ -130,6 +134,12 @@ class Torrent:
                 self.company.look_for_peers(lonely)
             if ticks % _SAVE_EVERY == 0 and self._membership.unsaved:
                 await self.save()
+
+    def _glance(self) -> None:
+        """Have libtorrent tell how things are."""
+        self._session.session.post_torrent_updates()
+        if self._membership.handle:
+            self.pieces.look()
 
     async def _drop(self, pieces: list[int]) -> None:
         """Forget pieces that nobody uses.
@@ -149,7 +159,7 @@ class Torrent:
         await trio.to_thread.run_sync(self.cache.drop, [part for piece in pieces for part in self._layout.parts(piece)])
         params = rejoining(resume, self._params.ti, self.pieces.here)
         self._membership.join(params, list(self.pieces.background))
-        self.pieces.insist()
+        self.pieces.renew()
         self.company.choose_order()
         self.company.reconnect()
 
@@ -172,7 +182,9 @@ class Torrent:
     def _on_status(self, alert: Any) -> None:
         for status in alert.status:
             self._seeding.look(status)
-            self.company.look(status)
+            self.company.status = status
+            if not self.company.crowd and self._membership.handle:
+                self.pieces.look()
 
     def _on_trouble(self, alert: Any) -> None:
         """A file could not be written, or the torrent is stopped."""

@@ -285,9 +285,19 @@ async def test_luks_over_a_torrent(tmp_path: Path) -> None:
                 assert await read(source, 1 << 20, 4096) == b"\x5a" * 4096
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("size", [16 << 20, 24 << 20])
-async def test_eight_readers_ask_a_slow_seeder_for_hardly_more_than_one_image(tmp_path: Path, size: int) -> None:
+@pytest.mark.parametrize(
+    ("size", "piece"),
+    [
+        (8 << 20, 256 << 10),
+        pytest.param(16 << 20, PIECE, marks=pytest.mark.long),
+        pytest.param(16 << 20, 256 << 10, marks=pytest.mark.long),
+        pytest.param(16 << 20, 1 << 20, marks=pytest.mark.long),
+        pytest.param(24 << 20, PIECE, marks=pytest.mark.long),
+    ],
+)
+async def test_eight_readers_ask_a_slow_seeder_for_hardly_more_than_one_image(
+    tmp_path: Path, size: int, piece: int
+) -> None:
     content = noise(size)
     write_files(tmp_path, {"disk.img": content})
     finished = 0
@@ -302,7 +312,7 @@ async def test_eight_readers_ask_a_slow_seeder_for_hardly_more_than_one_image(tm
                 await trio.sleep(0.1)
 
     with tracking() as tracker:
-        torrent = make_torrent(tmp_path, "disk.img", tracker=tracker.url)
+        torrent = make_torrent(tmp_path, "disk.img", tracker=tracker.url, piece=piece)
         with seeding(torrent, tmp_path, upload_limit=1 << 20) as seeder:
             async with trio.open_nursery() as nursery:
                 for _ in range(8):

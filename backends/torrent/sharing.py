@@ -1,0 +1,121 @@
+"""Which reader of a torrent asks its seeds for which piece, so that a seed sends each of them about once.
+
+Readers that run this program know each other by their peer ids.  Every piece has one *owner* among those that are
+connected: it asks the seeds, the others get the piece from it.  All work it out by the same rule from the same ids, so
+nothing is said about it: in a row of pieces each goes to the reader with the lowest hash of its id and the piece
+(rendezvous hashing), of those that have not had their part of the row yet.  Who comes or goes changes the owner of few
+pieces.
+
+An owner may not want its piece.  A read that waited for one in vain does not wait for that reader again until it has
+something that is wanted here, nor for any that got nothing in the meantime.
+
+Invariant: `members` holds ourselves; alone, we own everything.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+import hashlib
+import operator
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+
+_ROW = 16  # pieces
+_SLOWEST = 512 << 10  # bytes a second of a seed whose pace is not known yet
+_LEAST = 0.3  # seconds: to hear of a piece and to get it from another reader
+_TURN = 0.25  # pieces' times between two readers that give up waiting for the same owner
+
+Pieces = bytes  # 1 for each that a peer has, 0 for others
+
+
+class Way(enum.Enum):
+    """How a piece is to be had."""
+
+    OURS = "from everybody, seeds too"
+    LATER = "the same, after what is more urgent"
+    THERE = "from a reader who has it"
+    THEIRS = "another reader is to get it first"
+
+
+class Sharing:
+    """The readers of a torrent, as of the last look: who owns which piece, and who has it."""
+
+    def __init__(self, ourselves: bytes, pieces: int, piece_length: int) -> None:
+        self.members: tuple[bytes, ...] = (ourselves,)
+        self.pieces = pieces
+        self.pace = 0.0  # bytes a second that seeds sent us when we last asked them
+        self._ourselves = ourselves
+        self._piece_length = piece_length
+        self._has: Mapping[bytes, Pieces] = {}  # pieces of each reader
+        self._elsewhere: Pieces = b""  # those of anybody who is no seed
+        self._idle: set[bytes] = set()  # readers not waited for
+        self._rows: dict[int, tuple[tuple[bytes, ...], ...]] = {}
+
+    @property
+    def alone(self) -> bool:
+        """Whether everything is ours."""
+        return len(self.members) == 1
+
+    def look(self, has: Mapping[bytes, Pieces], others: Iterable[Pieces], wanted: Collection[int]) -> None:
+        """These readers are connected, and `others` are the pieces of all peers that are no seeds."""
+        self._has = has
+        self._elsewhere = functools.reduce(operator.or_, map(int.from_bytes, others), 0).to_bytes(self.pieces)
+        self._idle = {
+            reader for reader in self._idle if reader in has and not any(has[reader][piece] for piece in wanted)
+        }
+        members = tuple(sorted([self._ourselves, *(reader for reader in has if reader not in self._idle)]))
+        if members != self.members:
+            self.members = members
+            self._rows.clear()
+
+    def way(self, piece: int) -> Way:
+        """How a piece that is not here is to be had."""
+        if self.owner(piece) == self._ourselves:
+            return Way.OURS
+        return Way.THERE if self._elsewhere[piece] else Way.THEIRS
+
+    def owner(self, piece: int) -> bytes:
+        """The reader that asks seeds for it."""
+        return self.order(piece)[0]
+
+    def order(self, piece: int) -> tuple[bytes, ...]:
+        """The readers in the order in which they ask seeds for it."""
+        if self.alone:
+            return self.members
+        row, index = divmod(piece, _ROW)
+        if row not in self._rows:
+            self._rows[row] = self._divide(row)
+        return self._rows[row][index]
+
+    def patience(self, piece: int, wanted: Iterable[int]) -> float:
+        """Seconds that a read waits for the owner of a piece, who gets `wanted` ones before it too."""
+        order = self.order(piece)
+        before = sum(self.owner(other) == order[0] and not self._elsewhere[other] for other in wanted if other < piece)
+        turns = before + 2 + order.index(self._ourselves) * _TURN
+        return turns * (_LEAST + self._piece_length / (self.pace or _SLOWEST))
+
+    def in_vain(self, piece: int, had: Mapping[bytes, int]) -> None:
+        """A read waited for the owner of a piece, from when the readers had so many pieces."""
+        owner = self.owner(piece)
+        self._idle |= {reader for reader, count in self.counts().items() if count == had.get(reader) or reader == owner}
+
+    def counts(self) -> dict[bytes, int]:
+        """How many pieces each reader has."""
+        return {reader: pieces.count(1) for reader, pieces in self._has.items()}
+
+    def _divide(self, row: int) -> tuple[tuple[bytes, ...], ...]:
+        pieces = range(row * _ROW, min((row + 1) * _ROW, self.pieces))
+        most = -(-len(pieces) // len(self.members))
+        load: Counter[bytes] = Counter()
+        orders = []
+        for piece in pieces:
+            ranked = sorted(self.members, key=lambda member: _weight(member, piece))
+            owner = next(member for member in ranked if load[member] < most)
+            load[owner] += 1
+            orders.append((owner, *(member for member in ranked if member != owner)))
+        return tuple(orders)
+
+
+def _weight(member: bytes, piece: int) -> bytes:
+    return hashlib.blake2b(member + piece.to_bytes(4, "big"), digest_size=8).digest()

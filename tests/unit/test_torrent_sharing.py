@@ -1,0 +1,103 @@
+"""Which reader asks for which piece: all agree without a word, evenly, and nobody waits for ever."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nbdfs.backends.torrent.sharing import Sharing, Way
+
+PIECES, LENGTH = 100, 256 << 10
+NOTHING = bytes(PIECES)
+READERS = [f"-nB0100-{number:012}".encode() for number in range(8)]
+
+
+def sharing(who: bytes, others: dict[bytes, bytes], strangers: tuple[bytes, ...] = ()) -> Sharing:
+    """What a reader makes of the others and their pieces."""
+    made = Sharing(who, PIECES, LENGTH)
+    see(made, others, strangers)
+    return made
+
+
+def see(made: Sharing, others: dict[bytes, bytes], strangers: tuple[bytes, ...] = (), wanted: range = range(0)) -> None:
+    made.look(others, (*others.values(), *strangers), wanted)
+
+
+def having(*pieces: int) -> bytes:
+    return bytes(piece in pieces for piece in range(PIECES))
+
+
+def everybody(readers: list[bytes]) -> list[Sharing]:
+    return [sharing(who, {other: NOTHING for other in readers if other != who}) for who in readers]
+
+
+@given(st.sets(st.binary(min_size=20, max_size=20), min_size=1, max_size=20))
+def test_all_readers_agree_and_each_piece_has_one_owner(names: set[bytes]) -> None:
+    views = everybody(list(names))
+    for piece in range(PIECES):
+        assert len({view.owner(piece) for view in views}) == 1
+        assert [view.way(piece) for view in views].count(Way.OURS) == 1
+        assert set(views[0].order(piece)) == names
+
+
+def test_every_row_is_shared_evenly() -> None:
+    view = everybody(READERS)[0]
+    assert set(Counter(view.owner(piece) for piece in range(16)).values()) == {2}
+
+
+def test_who_comes_takes_pieces_and_leaves_most_others_with_theirs() -> None:
+    before, after = everybody(READERS[:7])[0], everybody(READERS)[0]
+    moved = [piece for piece in range(PIECES) if before.owner(piece) != after.owner(piece)]
+    assert len(moved) < PIECES // 2
+    assert any(after.owner(piece) == READERS[7] for piece in moved)
+
+
+def test_alone_everything_is_ours_whoever_else_downloads() -> None:
+    view = sharing(READERS[0], {}, strangers=(having(3),))
+    assert view.alone
+    assert {view.way(piece) for piece in range(PIECES)} == {Way.OURS}
+
+
+def test_what_any_peer_has_that_is_no_seed_is_to_be_had_there() -> None:
+    view = everybody(READERS[:2])[0]
+    theirs = [piece for piece in range(PIECES) if view.way(piece) is Way.THEIRS]
+    see(view, {READERS[1]: having(theirs[0])}, strangers=(having(theirs[1]),))
+    assert [view.way(piece) for piece in theirs[:3]] == [Way.THERE, Way.THERE, Way.THEIRS]
+
+
+def test_a_reader_that_was_waited_for_in_vain_is_one_again_when_it_has_what_is_wanted() -> None:
+    view = everybody(READERS[:2])[0]
+    piece = next(piece for piece in range(PIECES) if view.way(piece) is Way.THEIRS)
+    view.in_vain(piece, view.counts())
+    see(view, {READERS[1]: NOTHING})
+    assert view.alone
+    see(view, {READERS[1]: having(piece + 1)}, wanted=range(piece, piece + 1))
+    assert view.alone
+    see(view, {READERS[1]: having(piece)}, wanted=range(piece, piece + 1))
+    assert not view.alone
+
+
+def test_one_read_in_vain_tells_of_all_readers_that_get_nothing() -> None:
+    view = everybody(READERS[:4])[0]
+    piece = next(piece for piece in range(PIECES) if view.owner(piece) == READERS[1])
+    had = view.counts()
+    got = {READERS[1]: NOTHING, READERS[2]: having(5), READERS[3]: NOTHING}
+    see(view, got)
+    view.in_vain(piece, had)
+    see(view, got)
+    assert view.members == (READERS[0], READERS[2])
+
+
+def test_patience_is_for_the_pieces_before_and_ends_in_turn() -> None:
+    views = everybody(READERS[:3])
+    for view in views:
+        view.pace = LENGTH  # a piece a second
+    owner = views[0].owner(40)
+    others = [view for view, name in zip(views, READERS, strict=False) if name != owner]
+    waits = [view.patience(40, []) for view in others]
+    assert min(waits) > 2
+    assert waits[0] != waits[1]
+    before = [piece for piece in range(40) if views[0].owner(piece) == owner]
+    assert others[0].patience(40, before) > waits[0] + len(before)
