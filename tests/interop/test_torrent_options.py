@@ -310,11 +310,9 @@ async def test_what_is_fetched_ahead_comes_in_order_or_not(
     asked: list[int] = []
     async with open_stack(f"torrent,{ALONE},prefetch=all,sequential={sequential}:{torrent}"):
         await until(lambda: tracker.peers)
-        with seeding(torrent, tmp_path) as seeder:
-            # Pieces that are had without being unchoked would come first.
-            seeder.session.apply_settings(
-                {"alert_mask": libtorrent.alert_category.peer_log, "allowed_fast_set_size": 0}
-            )
+        # Pieces that are had without being unchoked would come first.
+        logged = {"alert_mask": libtorrent.alert_category.peer_log, "allowed_fast_set_size": 0}
+        with seeding(torrent, tmp_path, **logged) as seeder:
 
             def is_complete() -> bool:
                 told = (REQUEST.search(alert.message()) for alert in seeder.session.pop_alerts())
