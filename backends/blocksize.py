@@ -36,6 +36,9 @@ class Blocksize(Layer):
         length = len(buffer)
         first, last = align_down(offset, self._block), align_up(offset + length, self._block)
         if first == offset and last == offset + length:
+            if length <= self._step:
+                await self.below.pread_into(buffer, offset)
+                return
             for at, size in pieces(offset, length, self._step):
                 await self.below.pread_into(buffer[at - offset : at - offset + size], at)
             return

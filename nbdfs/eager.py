@@ -178,6 +178,11 @@ def cork() -> None:
     _corked = True
 
 
+def corked() -> bool:
+    """Whether what `later` is given is put off now."""
+    return _corked
+
+
 def uncork() -> None:
     """Do what was put off."""
     global _corked, _later
@@ -235,10 +240,11 @@ class Signal:
     def set(self) -> None:
         """Say that it has happened, and wake who waits."""
         self.is_set = True
-        waiting, self._waiting = self._waiting, {}
-        with held():
-            for wake in waiting.values():
-                wake()
+        if self._waiting:
+            waiting, self._waiting = self._waiting, {}
+            with held():
+                for wake in waiting.values():
+                    wake()
 
     async def wait(self) -> None:
         if not self.is_set:

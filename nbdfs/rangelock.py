@@ -6,10 +6,8 @@ So the holders are disjoint, overlapping claims are served in the order they cam
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-
 from nbdfs.eager import Signal
+from nbdfs.undo import unless_done
 
 
 class RangeLock:
@@ -27,23 +25,31 @@ class RangeLock:
         """Whether anybody holds or waits for a part of this range."""
         return any(other.start < offset + length and offset < other.end for other in self._queue)
 
-    @asynccontextmanager
-    async def hold(self, offset: int, length: int) -> AsyncIterator[None]:
-        """Hold [offset, offset + length) for the block.  A checkpoint only if it must wait."""
-        claim = _Claim(offset, offset + length)
-        earlier = [other for other in self._queue if other.start < claim.end and claim.start < other.end]
-        self._queue.append(claim)
-        try:
-            for other in earlier:
-                await other.released.wait()
-            yield
-        finally:
-            self._queue.remove(claim)
-            claim.released.set()
+    def hold(self, offset: int, length: int) -> _Claim:
+        """Hold [offset, offset + length) for the block of an `async with`.  A checkpoint only if it must wait."""
+        return _Claim(self._queue, offset, offset + length)
 
 
 class _Claim:
-    def __init__(self, start: int, end: int) -> None:
+    """A range that is held, or waited for."""
+
+    def __init__(self, queue: list[_Claim], start: int, end: int) -> None:
+        self._queue = queue
         self.start = start
         self.end = end
         self.released = Signal()
+
+    async def __aenter__(self) -> None:
+        earlier = [other for other in self._queue if other.start < self.end and self.start < other.end]
+        self._queue.append(self)
+        if earlier:
+            with unless_done(self._release):
+                for other in earlier:
+                    await other.released.wait()
+
+    async def __aexit__(self, *_: object) -> None:
+        self._release()
+
+    def _release(self) -> None:
+        self._queue.remove(self)
+        self.released.set()

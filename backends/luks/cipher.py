@@ -5,13 +5,12 @@ A `SectorCipher` may be used by any number of threads: each gets contexts and bu
 
 from __future__ import annotations
 
-import abc
 import hashlib
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from cryptography.hazmat.decrepit.ciphers.algorithms import SEED, Camellia
@@ -23,15 +22,27 @@ from nbdfs.backends.luks.xts import BLOCK, CHUNK, FillIv, Words, Xts, ecb
 _ALGORITHMS: dict[str, type[Any]] = {"aes": AES, "camellia": Camellia, "seed": SEED, "sm4": SM4}
 _KEY_SIZES = {"aes": (16, 24, 32), "camellia": (16, 24, 32), "seed": (16,), "sm4": (16,)}  # bytes
 _NAME = re.compile(r"([a-z0-9_]+)-([a-z0-9]+)(?:-([a-z0-9]+)(?::([a-z0-9-]+))?)?")
+_EVERY = (1 << 64) - 1
 _NARROW = 5  # benbi counts blocks of 16 bytes: 512 = 16 << 5
 
 
 class _Engine(Protocol):
-    """One thread's cipher.  Sectors are numbered in units of 512 bytes; `target` may be `source`."""
+    """One thread's cipher: whole sectors, CHUNK bytes at most, each with its number; `target` may be `source`."""
 
-    def decrypt(self, source: memoryview, target: memoryview, first: int) -> None: ...
+    def decrypt(self, source: memoryview, target: memoryview, numbers: Words) -> None: ...
 
-    def encrypt(self, source: memoryview, target: memoryview, first: int) -> None: ...
+    def encrypt(self, source: memoryview, target: memoryview, numbers: Words) -> None: ...
+
+
+class Piece(NamedTuple):
+    """Whole sectors to encrypt or decrypt, the first being number `first` in units of 512 bytes."""
+
+    source: memoryview
+    target: memoryview
+    first: int
+
+
+_Operation = Callable[[memoryview, memoryview, Words], None]
 
 
 @dataclass(frozen=True)
@@ -91,49 +102,67 @@ class SectorCipher:
         self._name = name
         self._key = key
         self._sector_size = sector_size
+        self._count = np.arange(0, CHUNK // SECTOR, sector_size // SECTOR, dtype="<u8")
         self._local = threading.local()
 
     def decrypt(self, source: memoryview, target: memoryview, first: int) -> None:
         """Decrypt whole sectors, the first being number `first` in units of 512 bytes; `target` may be `source`."""
-        self._engine().decrypt(source, target, first)
+        self._run(self._engine().decrypt, source, target, first)
 
     def encrypt(self, source: memoryview, target: memoryview, first: int) -> None:
         """The reverse."""
-        self._engine().encrypt(source, target, first)
+        self._run(self._engine().encrypt, source, target, first)
+
+    def decrypt_pieces(self, pieces: Sequence[Piece]) -> None:
+        """Decrypt pieces of the same length, CHUNK bytes in all at most."""
+        self._run_pieces(self._engine().decrypt, pieces)
+
+    def encrypt_pieces(self, pieces: Sequence[Piece]) -> None:
+        """The reverse."""
+        self._run_pieces(self._engine().encrypt, pieces)
+
+    def _run(self, operation: _Operation, source: memoryview, target: memoryview, first: int) -> None:
+        for at in range(0, len(source), CHUNK):
+            part = slice(at, at + CHUNK)
+            count = self._count[: (len(source) - at) // self._sector_size]
+            operation(source[part], target[part], count + np.uint64(first + at // SECTOR & _EVERY))
+
+    def _run_pieces(self, operation: _Operation, pieces: Sequence[Piece]) -> None:
+        length = len(pieces[0].source)
+        if len(pieces) == 1:
+            self._run(operation, *pieces[0])
+            return
+        data = memoryview(bytearray().join([piece.source for piece in pieces]))
+        firsts = np.array([piece.first & _EVERY for piece in pieces], "<u8")
+        operation(data, data, np.add.outer(firsts, self._count[: length // self._sector_size]).reshape(-1))
+        for at, piece in enumerate(pieces):
+            piece.target[:] = data[at * length : (at + 1) * length]
 
     def _engine(self) -> _Engine:
         engine: _Engine | None = getattr(self._local, "engine", None)
         if engine is None:
             name = self._name
             algorithm = _ALGORITHMS[name.algorithm]
-            fill_iv = _IVS[name.iv](self._sector_size // SECTOR)
+            fill_iv = _IVS[name.iv]
             if name.iv == "essiv":
                 fill_iv = _essiv(algorithm(hashlib.new(name.iv_hash, self._key).digest()), fill_iv)
             engine = self._local.engine = _MODES[name.mode](algorithm, self._key, self._sector_size, fill_iv)
         return engine
 
 
-def _plain(mask: int, swap: bool = False, shift: int = 0, plus: int = 0) -> Callable[[int], FillIv]:
-    """IVs that are the sector number, in units of 512 bytes whatever the sector size: `step` of them a sector."""
+def _plain(mask: int, swap: bool = False, shift: int = 0, plus: int = 0) -> FillIv:
+    """IVs that are the sector number, in units of 512 bytes whatever the sector size."""
+    every = mask == _EVERY
 
-    def make(step: int) -> FillIv:
-        count = np.arange(0, CHUNK // SECTOR, step, dtype="<u8")
-        start = np.array(0, "<u8")
+    def fill(iv: Words, numbers: Words) -> None:
+        column = iv[:, 1 if swap else 0]
+        column[:] = numbers if every else numbers & np.uint64(mask)
+        if shift or plus:
+            column[:] = (column << np.uint64(shift)) + np.uint64(plus)
+        if swap:
+            column.byteswap(inplace=True)
 
-        def fill(iv: Words, first: int) -> None:
-            start[()] = first & mask
-            column = iv[:, 1 if swap else 0]
-            np.add(count[: len(iv)], start, column)
-            if mask < 1 << 32:
-                column &= np.uint64(mask)
-            if shift or plus:
-                column[:] = (column << np.uint64(shift)) + np.uint64(plus)
-            if swap:
-                column.byteswap(inplace=True)
-
-        return fill
-
-    return make
+    return fill
 
 
 def _essiv(algorithm: Any, fill: FillIv) -> FillIv:
@@ -142,17 +171,17 @@ def _essiv(algorithm: Any, fill: FillIv) -> FillIv:
     result = bytearray(CHUNK // SECTOR * BLOCK + BLOCK)
     words = np.frombuffer(result, "<u8")
 
-    def fill_encrypted(iv: Words, first: int) -> None:
+    def fill_encrypted(iv: Words, numbers: Words) -> None:
         iv[:, 1] = 0
-        fill(iv, first)
+        fill(iv, numbers)
         context.update_into(iv.data.cast("B"), memoryview(result)[: iv.nbytes + BLOCK])
         iv[:] = words[: iv.size].reshape(iv.shape)
 
     return fill_encrypted
 
 
-class _Blocks(abc.ABC):
-    """What ECB and CBC share: work in chunks, seen as sectors of blocks of two words."""
+class _Blocks:
+    """What ECB and CBC share: data seen as sectors of blocks of two words."""
 
     def __init__(self, algorithm: type[Any], key: bytes, sector_size: int, fill_iv: FillIv) -> None:
         cipher = ecb(algorithm(key))
@@ -162,24 +191,6 @@ class _Blocks(abc.ABC):
         self._iv = np.zeros((CHUNK // sector_size, 2), "<u8")
         self._result = bytearray(CHUNK + BLOCK)
 
-    def decrypt(self, source: memoryview, target: memoryview, first: int) -> None:
-        for at in range(0, len(source), CHUNK):
-            part = slice(at, at + CHUNK)
-            self._decrypt(source[part], target[part], first + at // SECTOR)
-
-    def encrypt(self, source: memoryview, target: memoryview, first: int) -> None:
-        for at in range(0, len(source), CHUNK):
-            part = slice(at, at + CHUNK)
-            self._encrypt(source[part], target[part], first + at // SECTOR)
-
-    @abc.abstractmethod
-    def _decrypt(self, source: memoryview, target: memoryview, first: int) -> None:
-        """Decrypt at most CHUNK bytes."""
-
-    @abc.abstractmethod
-    def _encrypt(self, source: memoryview, target: memoryview, first: int) -> None:
-        """Encrypt at most CHUNK bytes."""
-
     def _grid(self, data: memoryview | bytearray, length: int) -> Words:
         return np.frombuffer(data, "<u8", length // 8).reshape(self._shape)
 
@@ -187,11 +198,11 @@ class _Blocks(abc.ABC):
 class _Ecb(_Blocks):
     """Every block by itself."""
 
-    def _decrypt(self, source: memoryview, target: memoryview, first: int) -> None:
+    def decrypt(self, source: memoryview, target: memoryview, numbers: Words) -> None:
         self._decryptor.update_into(source, self._result)
         target[:] = memoryview(self._result)[: len(source)]
 
-    def _encrypt(self, source: memoryview, target: memoryview, first: int) -> None:
+    def encrypt(self, source: memoryview, target: memoryview, numbers: Words) -> None:
         self._encryptor.update_into(source, self._result)
         target[:] = memoryview(self._result)[: len(source)]
 
@@ -199,21 +210,21 @@ class _Ecb(_Blocks):
 class _Cbc(_Blocks):
     """Each block is XORed with the ciphertext of the one before, the first of a sector with the IV."""
 
-    def _decrypt(self, source: memoryview, target: memoryview, first: int) -> None:
+    def decrypt(self, source: memoryview, target: memoryview, numbers: Words) -> None:
         length = len(source)
         self._decryptor.update_into(source, self._result)
         cipher, plain = self._grid(source, length), self._grid(self._result, length)
         iv = self._iv[: len(cipher)]
-        self._fill_iv(iv, first)
+        self._fill_iv(iv, numbers)
         plain[:, 1:] ^= cipher[:, :-1]
         plain[:, 0] ^= iv
         target[:] = memoryview(self._result)[:length]
 
-    def _encrypt(self, source: memoryview, target: memoryview, first: int) -> None:
+    def encrypt(self, source: memoryview, target: memoryview, numbers: Words) -> None:
         """A sector's blocks follow from each other, but those of different sectors do not: they are done abreast."""
         blocks = self._grid(source, len(source)).transpose(1, 0, 2).copy()  # never the caller's own memory
         iv = self._iv[: blocks.shape[1]]
-        self._fill_iv(iv, first)
+        self._fill_iv(iv, numbers)
         size = iv.nbytes
         previous = np.frombuffer(self._result, "<u8", size // 8).reshape(iv.shape)
         chained = iv
@@ -225,8 +236,7 @@ class _Cbc(_Blocks):
         target[:] = np.ascontiguousarray(blocks.transpose(1, 0, 2)).data.cast("B")
 
 
-_EVERY = (1 << 64) - 1
-_IVS: dict[str, Callable[[int], FillIv]] = {
+_IVS: dict[str, FillIv] = {
     "plain": _plain(0xFFFFFFFF),
     "plain64": _plain(_EVERY),
     "plain64be": _plain(_EVERY, swap=True),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 
@@ -13,19 +13,22 @@ import trio
 
 from nbdfs import eager
 from nbdfs.backends.luks import LuksOptions
-from nbdfs.backends.luks.cipher import CipherName, SectorCipher
+from nbdfs.backends.luks.cipher import CipherName, Piece, SectorCipher
 from nbdfs.backends.luks.device import load_header
 from nbdfs.backends.luks.kdf import Budget
 from nbdfs.backends.luks.keyslot import approves, unlock
 from nbdfs.backends.luks.volume import SECTOR, Header, HeaderError, Segment
+from nbdfs.backends.luks.xts import CHUNK
 from nbdfs.errors import UsageError, UserError
 from nbdfs.ranges import align_down, pieces
 from nbdfs.registry import OpenContext
 from nbdfs.source import ALLOCATION, HOLE, RESIDENT, BlockSize, Caps, Extent, Layer, Source
+from nbdfs.together import Together
 from nbdfs.window import Window
 
 log = logging.getLogger(__name__)
 
+_SMALL = 16 << 10  # bytes; requests that short are worked on together: starting the loops costs as much as the work
 INLINE = 1 << 20  # bytes; a longer request is worth the way to a worker thread
 _WORKERS = trio.CapacityLimiter(os.cpu_count() or 1)  # more threads than cores get in each other's way
 _PIECE = 1 << 20  # bytes encrypted and written at once
@@ -44,6 +47,8 @@ class Luks(Layer):
         self._start = segment.offset
         self._tweak = segment.iv_tweak
         self._spare: list[bytearray] = []
+        self._decrypting: dict[int, Together[Piece]] = {}  # by length
+        self._encrypting: dict[int, Together[Piece]] = {}
         self.eager = below.eager
         info, sector = below.info, segment.sector_size
         passed = _PASSED | Caps.TRIM | Caps.EXTENTS if discards else _PASSED
@@ -62,7 +67,11 @@ class Luks(Layer):
     async def pread_into(self, buffer: memoryview, offset: int) -> None:
         await self.below.pread_into(buffer, self._start + offset)
         first = offset // SECTOR + self._tweak
-        if self._inline(len(buffer)):
+        if len(buffer) <= _SMALL:
+            await self._together(self._decrypting, self._cipher.decrypt_pieces, len(buffer)).do(
+                Piece(buffer, buffer, first)
+            )
+        elif self._inline(len(buffer)):
             self._cipher.decrypt(buffer, buffer, first)
         else:
             await eager.task()
@@ -71,7 +80,13 @@ class Luks(Layer):
     async def pwrite(self, data: memoryview, offset: int, *, fua: bool = False) -> None:
         if self._inline(len(data)):
             result = memoryview(bytearray(len(data)))
-            self._cipher.encrypt(data, result, offset // SECTOR + self._tweak)
+            first = offset // SECTOR + self._tweak
+            if len(data) <= _SMALL:
+                await self._together(self._encrypting, self._cipher.encrypt_pieces, len(data)).do(
+                    Piece(data, result, first)
+                )
+            else:
+                self._cipher.encrypt(data, result, first)
             await self.below.pwrite(result, self._start + offset, fua=fua)
             return
         await eager.task()
@@ -85,6 +100,16 @@ class Luks(Layer):
         finally:
             if len(self._spare) < _SPARE:
                 self._spare.append(spare)
+
+    @staticmethod
+    def _together(
+        gathered: dict[int, Together[Piece]], work: Callable[[Sequence[Piece]], None], length: int
+    ) -> Together[Piece]:
+        """Where the pieces of one length are worked on together."""
+        found = gathered.get(length)
+        if found is None:
+            found = gathered[length] = Together(work, CHUNK // length)
+        return found
 
     def _inline(self, length: int) -> bool:
         """Whether to do the work here: a way to a thread is long, and what never waits must not begin to."""

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algori
 from numpy.typing import NDArray
 
 Words = NDArray[np.uint64]
-FillIv = Callable[[Words, int], None]
+FillIv = Callable[[Words, Words], None]
 
 BLOCK = 16  # bytes
 ROW = 512  # bytes whose masks are computed from one base
@@ -36,7 +36,10 @@ def ecb(algorithm: Any) -> Cipher[modes.ECB]:
 
 
 class Xts:
-    """One thread's XTS of one key.  `fill_iv(words, first)` writes the IVs of consecutive sectors from `first`."""
+    """One thread's XTS of one key.  `fill_iv(words, numbers)` writes the IVs of the sectors with these numbers.
+
+    `decrypt` and `encrypt` take whole sectors, CHUNK bytes at most, with their numbers; `target` may be `source`.
+    """
 
     def __init__(self, algorithm: type[Any], key: bytes, sector_size: int, fill_iv: FillIv) -> None:
         half = len(key) // 2
@@ -50,43 +53,32 @@ class Xts:
         library = algorithm is algorithms.AES and half in (16, 32) and key[:half] != key[half:]
         self._library = algorithms.AES(key) if library and sector_size >= _LARGE else None
 
-    def decrypt(self, source: memoryview, target: memoryview, first: int) -> None:
-        """Decrypt whole sectors, `first` being the number of the first in units of 512 bytes."""
-        self._run(self._decryptor, source, target, first)
+    def decrypt(self, source: memoryview, target: memoryview, numbers: Words) -> None:
+        self._run(self._decryptor, source, target, numbers)
 
-    def encrypt(self, source: memoryview, target: memoryview, first: int) -> None:
-        """Encrypt whole sectors, likewise; `target` may be `source`."""
-        self._run(self._encryptor, source, target, first)
+    def encrypt(self, source: memoryview, target: memoryview, numbers: Words) -> None:
+        self._run(self._encryptor, source, target, numbers)
 
-    def _run(self, context: CipherContext, source: memoryview, target: memoryview, first: int) -> None:
+    def _run(self, context: CipherContext, source: memoryview, target: memoryview, numbers: Words) -> None:
+        room = self._room(len(source))
+        self._fill_iv(room.iv, numbers)
         if self._library:
-            self._run_library(self._library, context is self._encryptor, source, target, first)
+            self._run_library(self._library, context is self._encryptor, source, target, room.iv_bytes)
             return
-        length = len(source)
-        words_in, words_out = np.frombuffer(source, "<u8"), np.frombuffer(target, "<u8")
-        for at in range(0, length, CHUNK):
-            size = min(CHUNK, length - at)
-            room = self._room(size)
-            self._fill_iv(room.iv, first + at // ROW)
-            self._tweak.update_into(room.iv_bytes, room.tweak_bytes)
-            room.spread()
-            part = slice(at // 8, (at + size) // 8)
-            np.bitwise_xor(words_in[part], room.masks, room.work)
-            context.update_into(room.work_bytes, room.result_bytes)
-            np.bitwise_xor(room.result, room.masks, words_out[part])
+        self._tweak.update_into(room.iv_bytes, room.tweak_bytes)
+        room.spread()
+        np.bitwise_xor(np.frombuffer(source, "<u8"), room.masks, room.work)
+        context.update_into(room.work_bytes, room.result_bytes)
+        np.bitwise_xor(room.result, room.masks, np.frombuffer(target, "<u8"))
 
     def _run_library(
-        self, key: algorithms.AES, encrypt: bool, source: memoryview, target: memoryview, first: int
+        self, key: algorithms.AES, encrypt: bool, source: memoryview, target: memoryview, ivs: memoryview
     ) -> None:
         size = self._sector_size
-        for chunk in range(0, len(source), CHUNK):
-            room = self._room(min(CHUNK, len(source) - chunk))
-            self._fill_iv(room.iv, first + chunk // ROW)
-            for index in range(len(room.iv)):
-                cipher = Cipher(key, modes.XTS(room.iv_bytes[index * BLOCK : (index + 1) * BLOCK]))
-                context = cipher.encryptor() if encrypt else cipher.decryptor()
-                at = chunk + index * size
-                target[at : at + size] = context.update(source[at : at + size])
+        for at, iv in zip(range(0, len(source), size), range(0, len(ivs), BLOCK), strict=True):
+            cipher = Cipher(key, modes.XTS(ivs[iv : iv + BLOCK]))
+            context = cipher.encryptor() if encrypt else cipher.decryptor()
+            target[at : at + size] = context.update(source[at : at + size])
 
     def _room(self, size: int) -> _Room:
         room = self._rooms.get(size)

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nbdfs.backends.luks.cipher import CipherName, SectorCipher
+from nbdfs.backends.luks.cipher import CipherName, Piece, SectorCipher
 from nbdfs.backends.luks.volume import HeaderError
 
 KEY = bytes(range(64))
@@ -57,6 +57,28 @@ def test_xts_is_that_of_the_library(key_size: int, sector_size: int, sectors: in
     )
     assert encrypt(cipher, data, first) == expected
     assert decrypt_in_place(cipher, expected, first) == data
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    name=st.sampled_from(["aes-xts-plain64", "aes-xts-plain", "aes-cbc-essiv:sha256", "aes-cbc-plain64be"]),
+    sector_size=st.sampled_from([512, 4096]),
+    sectors=st.integers(1, 4),
+    firsts=st.lists(st.integers(0, 1 << 40).map(lambda number: number * 8), min_size=1, max_size=4),
+)
+def test_pieces_are_done_as_each_alone(name: str, sector_size: int, sectors: int, firsts: list[int]) -> None:
+    cipher = SectorCipher(CipherName.parse(name), KEY[: 64 if "xts" in name else 32], sector_size)
+    plain = [hashlib.shake_128(bytes([at])).digest(sectors * sector_size) for at in range(len(firsts))]
+    secret = [bytearray(len(data)) for data in plain]
+    cipher.encrypt_pieces([
+        Piece(memoryview(data), memoryview(room), first)
+        for data, room, first in zip(plain, secret, firsts, strict=True)
+    ])  # fmt: skip
+    assert secret == [encrypt(cipher, data, first) for data, first in zip(plain, firsts, strict=True)]
+    cipher.decrypt_pieces([
+        Piece(memoryview(room), memoryview(room), first) for room, first in zip(secret, firsts, strict=True)
+    ])  # fmt: skip
+    assert secret == plain
 
 
 @pytest.mark.parametrize("sector_size", [1024, 4096])
