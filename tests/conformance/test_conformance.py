@@ -317,7 +317,9 @@ async def test_closed_with_nothing_left(subject: Subject) -> None:
     for _ in range(3):
         async with open_stack(subject.spec, readonly=True) as door:
             await read(door, 0, 1)
-    assert descriptors() <= before
+    with trio.fail_after(30):
+        while descriptors() > before:  # peers that run in this process may close their ends a little later
+            await trio.sleep(0.02)
 
 
 async def test_closing_while_cancelled(subject: Subject) -> None:
