@@ -21,17 +21,18 @@ _NOTIFY_TIMEOUT = 2.0  # seconds
 _STATUS_PAUSE = 5.0  # seconds between two looks at the status
 
 
-def sockets() -> list[socket.socket]:
+def activated() -> bool:
+    """Whether sockets were handed to this process."""
+    count = os.environ.get("LISTEN_FDS", "")
+    return os.environ.get("LISTEN_PID") == str(os.getpid()) and count.isdecimal() and int(count) > 0
+
+
+def descriptors() -> range:
     """The sockets this process was started with.  Forgets them: a second call gives none, children hear nothing."""
-    pid, count = os.environ.pop("LISTEN_PID", ""), os.environ.pop("LISTEN_FDS", "")
-    os.environ.pop("LISTEN_FDNAMES", None)
-    if pid != str(os.getpid()) or not count.isdigit():
-        return []
-    found = []
-    for fd in range(_FIRST, _FIRST + int(count)):
-        os.set_inheritable(fd, False)
-        found.append(socket.socket(fileno=fd))
-    return found
+    count = int(os.environ["LISTEN_FDS"]) if activated() else 0
+    for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
+        os.environ.pop(name, None)
+    return range(_FIRST, _FIRST + count)
 
 
 def notify(*assignments: str) -> None:

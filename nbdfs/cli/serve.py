@@ -76,9 +76,11 @@ def _place(arguments: argparse.Namespace) -> Place:
         if given or arguments.run or arguments.background:
             raise UsageError("--stdio goes with no address, --run or --background")
         return Place(stdio=True)
+    if arguments.background and systemd.activated():
+        raise UsageError("--background does not go with sockets from the service manager, which watches this process")
     if not given and arguments.run:
         private = True
-    elif not given and not os.environ.get("LISTEN_FDS"):
+    elif not given and not systemd.activated():
         uris = (Uri(Tcp()),)
     return Place(uris, private, arguments.fd)
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 
 import trio
 
-from nbdfs import libc, live, logs, supervise
+from nbdfs import libc, live, logs, supervise, systemd
 from nbdfs.cli import _serving
 from nbdfs.cli._serving import Place, Service
 from nbdfs.cli.main import Parser
@@ -54,7 +54,9 @@ def run(argv: Sequence[str]) -> int:
     what = _service(arguments)
     if arguments.exit_with_parent:
         libc.die_with_parent()
-    foreground = arguments.foreground or arguments.single or arguments.run or arguments.exit_with_parent
+    foreground = (
+        arguments.foreground or arguments.single or arguments.run or arguments.exit_with_parent or systemd.activated()
+    )
     if arguments.log == "stderr" and not foreground:
         raise UsageError("--log=stderr goes with -f: a server in the background has no terminal")
     if arguments.log == "null":

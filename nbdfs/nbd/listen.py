@@ -92,13 +92,13 @@ def private_socket() -> Iterator[Unix]:
 
 def activated() -> list[Listener]:
     """The listening sockets that systemd (or a program that does as it does) has handed over."""
-    return [Listener(sock, _address_of(sock)) for sock in systemd.sockets()]
+    return [inherited(fd) for fd in systemd.descriptors()]
 
 
 def inherited(fd: int) -> Listener:
     """A listening socket that the parent has made."""
     try:
-        os.fstat(fd)
+        os.set_inheritable(fd, False)
         sock = socket.socket(fileno=fd)
         if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             raise OSError(errno.EINVAL, "it does not listen")

@@ -287,6 +287,16 @@ assert h.get_size() == 1 << 20
     run(SYSTEM_PYTHON, "-c", script)
 
 
+@pytest.mark.parametrize("words", [["serve", "memory:1M"], ["compat", "nbdkit", "memory", "1M"]])
+def test_socket_activation_of_nbdkit_and_with_what_is_no_socket(words: list[str]) -> None:
+    script = f"import nbd\nh = nbd.NBD()\nh.connect_systemd_socket_activation({command(*words)!r})\nh.pread(512, 0)"
+    run(SYSTEM_PYTHON, "-c", script)
+    activated = ["/bin/sh", "-c", 'LISTEN_FDS=1 LISTEN_PID=$$ exec "$@" 3</dev/null', "sh", *command(*words)]
+    done = subprocess.run(activated, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr == "nbdfs: descriptor 3 is no listening socket: Socket operation on non-socket\n"
+
+
 def test_ready_is_notified(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(tmp_path / "notify"))

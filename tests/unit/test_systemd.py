@@ -15,8 +15,37 @@ import trio
 import trio.testing
 
 from nbdfs import systemd
+from nbdfs.cli import serve
+from nbdfs.cli.main import parser_of
+from nbdfs.errors import UsageError
 
 SECONDS = 30.0
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, range(3, 3)),
+        ({"LISTEN_PID": "self", "LISTEN_FDS": "2"}, range(3, 5)),
+        ({"LISTEN_PID": "1", "LISTEN_FDS": "2"}, range(3, 3)),
+        ({"LISTEN_PID": "self", "LISTEN_FDS": "0"}, range(3, 3)),
+        ({"LISTEN_PID": "self", "LISTEN_FDS": "two"}, range(3, 3)),
+        ({"LISTEN_PID": "self", "LISTEN_FDS": "-1"}, range(3, 3)),
+    ],
+)
+def test_sockets_are_those_of_this_process_and_else_the_usual_place_is_served(
+    environment: dict[str, str], expected: range, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value.replace("self", str(os.getpid())))
+    assert systemd.activated() is bool(expected)
+    place = serve._place(parser_of("serve").parse_args(["memory:1M"]))
+    assert len(place.uris) == (0 if expected else 1)
+    if expected:
+        with pytest.raises(UsageError, match="service manager"):
+            serve._place(parser_of("serve").parse_args(["memory:1M", "-b"]))
+    assert systemd.descriptors() == expected
+    assert not systemd.activated()
 
 
 class Manager:
