@@ -15,14 +15,22 @@ from dataclasses import replace
 import trio
 
 from nbdfs.backends.cow import CowOptions
-from nbdfs.backends.cow.overlay import FINGERPRINTED, Base, Overlay, open_overlay, temporary_overlay
+from nbdfs.backends.cow.overlay import (
+    FINGERPRINTED,
+    LARGEST_BLOCK,
+    Base,
+    Overlay,
+    is_block,
+    open_overlay,
+    temporary_overlay,
+)
 from nbdfs.errors import SourceError, UsageError
 from nbdfs.rangelock import RangeLock
 from nbdfs.registry import OpenContext
 from nbdfs.source import ALLOCATION, CLOSE_TIMEOUT, HOLE, ZERO, BlockSize, Caps, Extent, Layer, Source, read
 
 _WRITING = Caps.WRITE | Caps.TRIM | Caps.ZERO | Caps.FAST_ZERO
-_ZEROES = memoryview(bytes(1 << 20))
+_ZEROES = memoryview(bytes(LARGEST_BLOCK))
 
 
 class Cow(Layer):
@@ -177,7 +185,7 @@ def _clipped(extents: list[Extent], end: int) -> list[Extent]:
 @asynccontextmanager
 async def open_cow(below: Source, options: CowOptions, context: OpenContext) -> AsyncIterator[Source]:
     """Open the layer; a kept overlay is complete on the disk after an orderly end, flushed or not."""
-    if not 512 <= options.block <= len(_ZEROES) or options.block & (options.block - 1):
+    if not is_block(options.block):
         raise UsageError("cow: block must be a power of two from 512 to 1M")
     if options.overlay and options.memory:
         raise UsageError("cow: overlay= and memory exclude each other")

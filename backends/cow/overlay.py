@@ -44,6 +44,7 @@ _COMMITTING = 1  # flag: a commit has begun
 _BITMAP = 4096
 _PAGE = 4096  # bytes of the bitmap that are read or written at once
 _ALIGN = 1 << 20
+LARGEST_BLOCK = 1 << 20
 FINGERPRINTED = 64 << 10  # bytes at the beginning of a base: partition tables and superblocks have their UUIDs there
 
 
@@ -61,6 +62,17 @@ class Base:
         return identity, hashlib.sha256(self.beginning).digest()
 
 
+def is_block(size: int) -> bool:
+    """Whether an overlay can have blocks of that size in bytes."""
+    return 512 <= size <= LARGEST_BLOCK and not size & (size - 1)
+
+
+def _content_at(size: int, block: int) -> int:
+    """Where the content begins, behind the bitmap."""
+    bits = -(-size // block)
+    return align_up(_BITMAP + align_up(-(-bits // 8), _PAGE), _ALIGN)
+
+
 @dataclass(frozen=True)
 class Header:
     """The first bytes of an overlay file."""
@@ -74,9 +86,7 @@ class Header:
 
     @classmethod
     def for_base(cls, base: Base, block: int) -> Self:
-        bits = -(-base.size // block)
-        content = align_up(_BITMAP + align_up(-(-bits // 8), _PAGE), _ALIGN)
-        return cls(block, base.size, content, *base.hashes)
+        return cls(block, base.size, _content_at(base.size, block), *base.hashes)
 
     def pack(self) -> bytes:
         fields = (self.flags, self.block, self.size, self.content, self.identity, self.beginning)
@@ -94,7 +104,10 @@ class Header:
         _, version, flags, block, size, content, identity, beginning = _HEADER.unpack(body)
         if version != _VERSION:
             raise UserError(f"{path}: overlays of version {version} are not known to this nbdfs")
-        return cls(block, size, content, identity, beginning, flags)
+        header = cls(block, size, content, identity, beginning, flags)
+        if not is_block(block) or content != _content_at(size, block):
+            raise UserError(f"{path}: the header of the overlay makes no sense")
+        return header
 
 
 class Overlay:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from nbdfs.backends.cow import CowOptions
 from nbdfs.backends.cow.commit import commit, committed_bytes
 from nbdfs.backends.cow.layer import describe_base, open_cow
-from nbdfs.backends.cow.overlay import _runs_of_ones, open_overlay
+from nbdfs.backends.cow.overlay import _CHECKSUM, _HEADER, Header, _runs_of_ones, open_overlay
 from nbdfs.checked import Checked
 from nbdfs.errors import UsageError, UserError
 from nbdfs.registry import OpenContext
@@ -147,6 +147,12 @@ async def test_an_overlay_in_use_is_refused(overlay: str) -> None:
         await refused(base, "in use", overlay=overlay)
 
 
+def with_header(data: bytes, **fields: int) -> bytes:
+    """An overlay whose header says something else, with the right checksum."""
+    head = replace(Header.unpack(data[: _HEADER.size + _CHECKSUM.size], "overlay"), **fields).pack()
+    return head + data[len(head) :]
+
+
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
@@ -154,6 +160,9 @@ async def test_an_overlay_in_use_is_refused(overlay: str) -> None:
         (lambda data: data[:100], "damaged"),
         (lambda data: data[:30] + b"\xff" + data[31:], "damaged"),
         (lambda data: data[:-5000], "truncated"),
+        (lambda data: with_header(data, block=0), "makes no sense"),
+        (lambda data: with_header(data, block=2 << 20), "makes no sense"),
+        (lambda data: with_header(data, content=0), "makes no sense"),
     ],
 )
 async def test_a_damaged_overlay_is_refused_and_left_alone(overlay: str, damage: object, says: str) -> None:
