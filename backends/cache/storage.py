@@ -159,8 +159,11 @@ def _open_kept(directory: str, info: SourceInfo, block: int) -> Storage | None:
         log.warning("%s: nothing names its version, so its cache is not kept between runs", info.description)
         return None
     name = hashlib.sha256(info.description.encode()).hexdigest()[:32]
-    descriptor = os.open(f"{directory}/{name}.cache", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    path = f"{directory}/{name}.cache"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     with unless_done(lambda: os.close(descriptor)):
+        if os.fstat(descriptor).st_uid not in (0, os.geteuid()):
+            raise UserError(f"the cache {path} is of another user, who may have put anything there: name another")
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             header = _read_header(descriptor, info, block) or _make(descriptor, info, block)

@@ -315,6 +315,32 @@ async def test_a_session_that_wrote_and_ended_well_is_kept(tmp_path: Path, mode:
     assert base.content[70_000:70_003] == b"new"
 
 
+@pytest.mark.root
+async def test_a_file_that_another_user_has_put_there_is_not_believed(tmp_path: Path) -> None:
+    base = Ram(CONTENT, identity="x")
+    async with cached(base, cache=str(tmp_path)) as layer:
+        await read(layer, 0, 100)
+    (file,) = tmp_path.iterdir()
+    os.chown(file, 65534, 65534)
+    with pytest.raises(UserError, match="is of another user"):
+        async with cached(base, cache=str(tmp_path)):
+            pass
+
+
+async def test_a_link_that_somebody_has_put_there_is_not_followed(tmp_path: Path) -> None:
+    base = Ram(CONTENT, identity="x")
+    async with cached(base, cache=str(tmp_path / "cache")):
+        pass
+    (file,) = (tmp_path / "cache").iterdir()
+    (tmp_path / "victim").write_text("kept")
+    file.unlink()
+    file.symlink_to(tmp_path / "victim")
+    with pytest.raises(UserError, match="symbolic link"):
+        async with cached(base, cache=str(tmp_path / "cache")):
+            pass
+    assert (tmp_path / "victim").read_text() == "kept"
+
+
 @given(st.sets(st.integers(0, 30)), st.integers(0, 30), st.integers(0, 30), st.sampled_from([-100, 100]))
 def test_runs_of_present_blocks(present: set[int], first: int, last: int, narrow: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
