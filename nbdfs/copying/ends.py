@@ -9,9 +9,12 @@ from typing import Protocol
 import trio
 
 from nbdfs.checked import Checked
+from nbdfs.copying.plain import BUFFER
 from nbdfs.copying.plan import Kind, Piece, Planner
 from nbdfs.copying.turns import Turns
 from nbdfs.copying.zeroes import runs, zero_pieces
+from nbdfs.fileio import write_whole
+from nbdfs.ranges import pieces
 from nbdfs.source import Caps
 
 
@@ -167,8 +170,8 @@ class GrowingFile:
             if zero:
                 zeroed += stop - start
                 continue
-            while start < stop:
-                start += os.pwrite(self._fd, data[start:stop], offset + start)
+            for at, size in pieces(start, stop - start, BUFFER):
+                write_whole(self._fd, data[at : at + size], offset + at)
         return zeroed
 
 

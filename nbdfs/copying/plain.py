@@ -16,11 +16,27 @@ from nbdfs.source import Backing
 STEP = 16 << 20  # bytes; how much one thread copies at once, so that progress shows and a stop is heard
 # Bytes written at once: what stays in the processor's cache, and less than what Linux has to look for free memory for
 # (it puts one long write into one folio).
-BUFFER = 512 << 10
+BUFFER = 256 << 10
 _FICLONERANGE = 0x4020940D  # linux/fs.h
 # What the kernel says where it cannot copy between these two: other file systems, old kernels, sealed or special files.
 _CANNOT = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTTY, errno.ETXTBSY, errno.EPERM,
            errno.EBADF)  # fmt: skip
+
+
+class Writeback:
+    """Has the disk begin to write a file now and then while it is filled, so that a flush finds little left to do."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._behind = 0  # bytes that the disk was not told of
+
+    def wrote(self, length: int) -> None:
+        """So many more bytes are in the page cache."""
+        self._behind += length
+        if self._behind >= STEP:
+            self._behind = 0
+            with contextlib.suppress(OSError):  # no more than a hint
+                libc.start_writeback(self._fd, 0, 0)
 
 
 class Files:
@@ -38,13 +54,13 @@ class Files:
         elif all(libc.filesystem_type(end.fd) in LOCAL for end in (source, destination)):
             ways.remove(self._in_kernel)  # which has nothing to gain: it would move less at a time than we do
         self._ways = ways
+        self._writeback = Writeback(destination.fd)
         self._writing = threading.Lock()  # the kernel lets one write to a file at a time, and spins meanwhile
 
     def copy(self, offset: int, length: int, buffer: memoryview) -> None:
         """Copy a range of the device, by way of `buffer` if need be.  Blocks.
 
-        Raises OSError; EIO if the source file ended early.  The disk begins to write at once, so that the flush at the
-        end of a copy has little left to wait for.
+        Raises OSError; EIO if the source file ended early.
         """
         for way in list(self._ways):
             try:
@@ -55,8 +71,7 @@ class Files:
                     raise
                 with contextlib.suppress(ValueError):  # another thread was told so too
                     self._ways.remove(way)
-        with contextlib.suppress(OSError):  # no more than a hint
-            libc.start_writeback(self._destination.fd, self._destination.offset + offset, length)
+        self._writeback.wrote(length)
 
     def _shared(self, offset: int, length: int, buffer: memoryview) -> None:
         """Have both files own the same blocks: ioctl_ficlonerange(2)."""

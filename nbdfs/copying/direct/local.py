@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import mmap
 import os
@@ -10,19 +9,17 @@ import threading
 from collections import deque
 from collections.abc import Iterable
 
-from nbdfs import libc
 from nbdfs.copying import files
 from nbdfs.copying.direct.lane import Chunk, Move
 from nbdfs.copying.direct.work import Work
 from nbdfs.copying.options import reason
-from nbdfs.copying.plain import BUFFER
+from nbdfs.copying.plain import BUFFER, Writeback
 from nbdfs.errors import SourceError
 from nbdfs.fileio import data_runs, read_whole, write_whole
 from nbdfs.ranges import pieces
 from nbdfs.source import HOLE, ZERO, BlockSize, Caps, Extent, SourceInfo
 
 _MOST_LANES = 64
-_WRITEBACK = 16 << 20  # bytes written by one lane after which the disk is told to begin
 _DISCARD = "/dev/null"
 
 
@@ -183,17 +180,14 @@ class NullOutlet:
 
 
 class FileOutlet(NullOutlet):
-    """What a lane writes to: a file made for the copy, so that it reads as zero.
-
-    The disk begins to write before all is there, so that the flush at the end of a copy has little left to wait for.
-    """
+    """What a lane writes to: a file made for the copy, so that it reads as zero."""
 
     splices = False  # what a socket gives comes in pages; longer writes make longer folios of the page cache
 
     def __init__(self, fd: int, writing: threading.Lock) -> None:
         super().__init__(fd)
         self._writing = writing
-        self._written = 0  # bytes that the disk was not told of
+        self._writeback = Writeback(fd)
 
     def write(self, move: Move, offset: int, data: memoryview) -> None:
         try:
@@ -202,11 +196,7 @@ class FileOutlet(NullOutlet):
                     write_whole(self._fd, data[at : at + size], offset + at)
         except OSError as error:
             raise _failed("write", offset, error) from error
-        self._written += len(data)
-        if self._written >= _WRITEBACK:
-            self._written = 0
-            with contextlib.suppress(OSError):  # no more than a hint
-                libc.start_writeback(self._fd, 0, 0)
+        self._writeback.wrote(len(data))
 
     def flush(self) -> None:
         os.fsync(self._fd)
