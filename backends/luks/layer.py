@@ -78,24 +78,22 @@ class Luks(Layer):
             await trio.to_thread.run_sync(self._cipher.decrypt, buffer, buffer, first, limiter=_WORKERS)
 
     async def pwrite(self, data: memoryview, offset: int, *, fua: bool = False) -> None:
-        if self._inline(len(data)):
-            result = memoryview(bytearray(len(data)))
-            first = offset // SECTOR + self._tweak
-            if len(data) <= _SMALL:
-                await self._together(self._encrypting, self._cipher.encrypt_pieces, len(data)).do(
-                    Piece(data, result, first)
-                )
-            else:
-                self._cipher.encrypt(data, result, first)
-            await self.below.pwrite(result, self._start + offset, fua=fua)
+        length = len(data)
+        if length <= _SMALL:
+            piece = Piece(data, memoryview(bytearray(length)), offset // SECTOR + self._tweak)
+            await self._together(self._encrypting, self._cipher.encrypt_pieces, length).do(piece)
+            await self.below.pwrite(piece.target, self._start + offset, fua=fua)
             return
-        await eager.task()
         spare = self._spare.pop() if self._spare else bytearray(_PIECE)
         try:
-            for at, size in pieces(offset, len(data), _PIECE):
+            for at, size in pieces(offset, length, _PIECE):
                 result, plain = memoryview(spare)[:size], data[at - offset : at - offset + size]
                 number = at // SECTOR + self._tweak
-                await trio.to_thread.run_sync(self._cipher.encrypt, plain, result, number, limiter=_WORKERS)
+                if self._inline(length):
+                    self._cipher.encrypt(plain, result, number)
+                else:
+                    await eager.task()
+                    await trio.to_thread.run_sync(self._cipher.encrypt, plain, result, number, limiter=_WORKERS)
                 await self.below.pwrite(result, self._start + at, fua=fua)
         finally:
             if len(self._spare) < _SPARE:
