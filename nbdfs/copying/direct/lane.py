@@ -25,7 +25,7 @@ from nbdfs.copying.direct.work import Work
 from nbdfs.copying.plan import Kind, Piece
 from nbdfs.copying.zeroes import runs
 from nbdfs.errors import SourceError
-from nbdfs.ranges import RangeSet
+from nbdfs.ranges import RangeSet, pieces
 from nbdfs.source import Extent
 from nbdfs.undo import unless_done
 
@@ -80,8 +80,8 @@ class Intake(End, Protocol):
     def hear(self) -> Chunk | Move | None:
         """Wait for what comes next: a chunk, which must be taken then, the move of a piece that has ended, or None."""
 
-    def take(self, chunk: Chunk) -> memoryview:
-        """A chunk, valid until the next one is taken."""
+    def take(self, offset: int, length: int) -> memoryview:
+        """Data of the chunk that comes next, which goes on at `offset`; valid until more is taken."""
 
     def fill(self, pipe: int, offset: int, most: int) -> int:
         """Put data of the chunk that comes next, which goes on at `offset`, into a pipe; how much that is."""
@@ -89,6 +89,10 @@ class Intake(End, Protocol):
 
 class Outlet(End, Protocol):
     """The destination's end of a lane."""
+
+    @property
+    def step(self) -> int:
+        """The most bytes that it wants at once."""
 
     def write(self, move: Move, offset: int, data: memoryview) -> None:
         """Write; a request that must be answered counts as one that the move waits for."""
@@ -206,7 +210,11 @@ class Lane:
             self._splice(offset, length)
             move.copied += length
             return
-        data = self._source.take(chunk)
+        for at, size in pieces(offset, length, self._destination.step):
+            self._search(move, at, self._source.take(at, size))
+
+    def _search(self, move: Move, offset: int, data: memoryview) -> None:
+        """Write data, and zero where it is zero."""
         for start, stop, zero in runs(data, offset, self._sparse):
             if zero:
                 self._dense = 0

@@ -12,11 +12,10 @@ from collections.abc import Iterable
 from nbdfs.copying import files
 from nbdfs.copying.direct.lane import Chunk, Move
 from nbdfs.copying.direct.work import Work
-from nbdfs.copying.options import reason
+from nbdfs.copying.options import LARGEST_REQUEST, reason
 from nbdfs.copying.plain import BUFFER, Writeback
 from nbdfs.errors import SourceError
 from nbdfs.fileio import data_runs, read_whole, write_whole
-from nbdfs.ranges import pieces
 from nbdfs.source import HOLE, ZERO, BlockSize, Caps, Extent, SourceInfo
 
 _MOST_LANES = 64
@@ -126,12 +125,12 @@ class FileIntake:
     def hear(self) -> Chunk | Move:
         return self._coming.popleft()
 
-    def take(self, chunk: Chunk) -> memoryview:
-        data = self._buffer[: chunk.length]
+    def take(self, offset: int, length: int) -> memoryview:
+        data = self._buffer[:length]
         try:
-            read_whole(self._fd, data, chunk.offset)
+            read_whole(self._fd, data, offset)
         except OSError as error:
-            raise _failed("read", chunk.offset, error) from error
+            raise _failed("read", offset, error) from error
         return data
 
     def fill(self, pipe: int, offset: int, most: int) -> int:
@@ -152,6 +151,7 @@ class NullOutlet:
 
     busy = False
     splices = True
+    step = LARGEST_REQUEST
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -183,6 +183,7 @@ class FileOutlet(NullOutlet):
     """What a lane writes to: a file made for the copy, so that it reads as zero."""
 
     splices = False  # what a socket gives comes in pages; longer writes make longer folios of the page cache
+    step = BUFFER
 
     def __init__(self, fd: int, writing: threading.Lock) -> None:
         super().__init__(fd)
@@ -191,9 +192,8 @@ class FileOutlet(NullOutlet):
 
     def write(self, move: Move, offset: int, data: memoryview) -> None:
         try:
-            for at, size in pieces(0, len(data), BUFFER):
-                with self._writing:
-                    write_whole(self._fd, data[at : at + size], offset + at)
+            with self._writing:
+                write_whole(self._fd, data, offset)
         except OSError as error:
             raise _failed("write", offset, error) from error
         self._writeback.wrote(len(data))

@@ -180,7 +180,7 @@ class _Port:
 
 
 class RemoteIntake(_Port):
-    """One connection to a source.  What comes is put in memory at the beginning of `longest` bytes of its own."""
+    """One connection to a source."""
 
     def __init__(self, connection: Connection, longest: int, flags: int) -> None:
         super().__init__(connection)
@@ -205,11 +205,13 @@ class RemoteIntake(_Port):
         move: Move = request.note
         return move
 
-    def take(self, chunk: Chunk) -> memoryview:
-        replies = self._connection.replies
-        data = replies.place()
-        while replies.payload_left:
-            replies.payload_received(self._connection.receive(replies.place()))
+    def take(self, offset: int, length: int) -> memoryview:
+        data = self._buffer[:length]  # the same memory each time, which the processor's cache holds
+        received = 0
+        while received < length:
+            count = self._connection.receive(data[received:])
+            self._connection.replies.payload_received(count)
+            received += count
         return data
 
     def fill(self, pipe: int, offset: int, most: int) -> int:
@@ -220,6 +222,8 @@ class RemoteIntake(_Port):
 
 class RemoteOutlet(_Port):
     """One connection to a destination, which reads as zero if it is `blank`."""
+
+    step = LARGEST_REQUEST
 
     def __init__(self, connection: Connection, *, blank: bool) -> None:
         super().__init__(connection)
