@@ -110,6 +110,7 @@ class Tracker:
     def __init__(self) -> None:
         self.peers: dict[int, None] = {}  # ports on loopback, in the order they came
         self.announces = 0
+        self.started = 0  # announces of torrents that joined
         self.agents: set[str] = set()  # what they call themselves
         tracker = self
 
@@ -140,6 +141,7 @@ class Tracker:
         words = urllib.parse.parse_qs(query)
         port = int(words["port"][0])
         self.announces += 1
+        self.started += words.get("event") == ["started"]
         if words.get("event") == ["stopped"]:
             self.peers.pop(port, None)
         else:

@@ -43,6 +43,7 @@ class Membership:
         options = self._options
         params.save_path = str(self._cache.folder)
         params.piece_priorities = priorities
+        params.file_priorities = []  # resume data of a torrent in share mode has 0: such files go to another place
         params.renamed_files = names(params.ti, self._metainfo, self._cache)
         params.flags |= flags.share_mode | flags.update_subscribe
         params.flags &= ~(flags.auto_managed | flags.paused | flags.upload_mode | flags.stop_when_ready)

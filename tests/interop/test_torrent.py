@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import socket
 from pathlib import Path
 
 import pytest
@@ -159,6 +160,31 @@ async def test_peers_lost_and_found(tmp_path: Path, tracker: Tracker) -> None:
             assert await read(source, 9 * PIECE, PIECE) == content[9 * PIECE : 10 * PIECE]
 
 
+async def test_a_torrent_that_stays_alone_though_it_knows_of_a_peer_joins_anew(
+    tmp_path: Path, tracker: Tracker
+) -> None:
+    content = noise(SIZE)
+    write_files(tmp_path, {"disk.img": content})
+    torrent = make_torrent(tmp_path, "disk.img", tracker=tracker.url)
+    got: list[bytearray] = []
+
+    async def reader(source: Source) -> None:
+        got.append(await read(source, 0, 10))
+
+    with socket.socket() as deaf:
+        deaf.bind(("127.0.0.1", 0))  # and does not listen
+        tracker.peers[deaf.getsockname()[1]] = None
+        async with open_stack(f"torrent,{ALONE},timeout=100:{torrent}") as source, trio.open_nursery() as nursery:
+            nursery.start_soon(reader, source)
+            with trio.fail_after(SECONDS):
+                while tracker.started < 2:
+                    await trio.sleep(0.05)
+            with seeding(torrent, tmp_path), trio.fail_after(SECONDS):
+                while not got:
+                    await trio.sleep(0.05)
+    assert got == [content[:10]]
+
+
 async def test_a_cancelled_read_wants_its_piece_no_more(tmp_path: Path, tracker: Tracker) -> None:
     write_files(tmp_path, {"disk.img": noise(300 * PIECE)})
     torrent = make_torrent(tmp_path, "disk.img", tracker=tracker.url)
@@ -194,6 +220,16 @@ async def test_a_kept_cache_is_used_again_and_verified(tmp_path: Path, tracker: 
     async with open_stack(spec.replace(ALONE, f"{ALONE},timeout=1")) as source:
         with pytest.raises(OSError, match="did not come"):
             await read(source, 2 * PIECE, 10)
+
+
+async def test_a_file_that_no_earlier_run_read_comes_into_a_kept_cache(tmp_path: Path, tracker: Tracker) -> None:
+    write_files(tmp_path, FILES)
+    torrent = make_torrent(tmp_path, "many", tracker=tracker.url)
+    with seeding(torrent, tmp_path):
+        for name in "whole-piece", "sub/disk.img":
+            content = FILES[f"many/{name}"]
+            async with open_stack(f"torrent,{ALONE},file={name},cache={tmp_path}/cache:{torrent}") as source:
+                assert await read(source, 0, len(content)) == content
 
 
 async def test_a_temporary_cache_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
