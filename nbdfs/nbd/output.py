@@ -18,6 +18,7 @@ from collections.abc import Callable
 import trio
 
 from nbdfs.nbd.stream import Buffer, Stream
+from nbdfs.undo import unless_done
 
 
 class Output:
@@ -67,7 +68,7 @@ class Output:
             else:
                 await self._send_rest()
         if self.error:
-            raise self.error
+            raise ConnectionError(self.error.errno, self.error.strerror)  # a new one, which keeps no frames alive
 
     async def flush_borrowed(self) -> None:
         """`flush`, where the last buffer queued is a view that must not outlive the next checkpoint."""
@@ -80,20 +81,26 @@ class Output:
         """Send a header and `length` bytes of a file.  Raises OSError."""
         await self.flush()
         self._begin()
-        try:
-            rest: list[Buffer] = [header]
-            while rest:
-                drop_sent(rest, self.stream.send_now(rest) or await self._writable())
-            while length:
-                sent = self.stream.sendfile_now(fd, offset, length) or await self._writable()
-                offset += sent
-                length -= sent
-        except OSError as error:
-            self._fail(error)
-            raise
-        finally:
-            self._end()
+        with unless_done(self._cut_off):
+            try:
+                rest: list[Buffer] = [header]
+                while rest:
+                    drop_sent(rest, self.stream.send_now(rest) or await self._writable())
+                while length:
+                    sent = self.stream.sendfile_now(fd, offset, length) or await self._writable()
+                    offset += sent
+                    length -= sent
+            except OSError as error:
+                self._fail(error)
+                raise
+            finally:
+                self._end()
         await self.flush()
+
+    def _cut_off(self) -> None:
+        """A reply will not be sent to its end, so nothing may follow."""
+        if not self.error:
+            self._fail(ConnectionError(errno.EPIPE, "a reply was cut off"))
 
     def _begin(self) -> None:
         self._sending = True
@@ -147,7 +154,7 @@ class Output:
         self.failed()
 
     def _drop(self, error: OSError) -> None:
-        self.error = error
+        self.error = ConnectionError(error.errno, error.strerror or str(error))
         self._sent += len(self._queue)
         self._queue.clear()
         self._give_back()
