@@ -110,7 +110,7 @@ class Tracker:
     def __init__(self) -> None:
         self.peers: dict[int, None] = {}  # ports on loopback, in the order they came
         self.announces = 0
-        self.started = 0  # announces of torrents that joined
+        self.left = 0  # peers that said that they stop
         self.agents: set[str] = set()  # what they call themselves
         tracker = self
 
@@ -141,8 +141,8 @@ class Tracker:
         words = urllib.parse.parse_qs(query)
         port = int(words["port"][0])
         self.announces += 1
-        self.started += words.get("event") == ["started"]
         if words.get("event") == ["stopped"]:
+            self.left += 1
             self.peers.pop(port, None)
         else:
             self.peers[port] = None

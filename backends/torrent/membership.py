@@ -57,6 +57,7 @@ class Membership:
         """Take the torrent out of the session, which ends all writing."""
         session, handle = self.session, self.handle
         self.handle = None
+        handle.replace_trackers([])  # who were told that we stop might hear of it after our return
         removed = await session.wait_for(
             libtorrent.torrent_removed_alert, lambda: session.session.remove_torrent(handle), _SAVE_TIMEOUT
         )

@@ -7,10 +7,12 @@ import os
 import random
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 
+from nbdfs.backends.torrent.membership import Membership
 from nbdfs.errors import UserError
 from nbdfs.registry import OpenContext, find
 from nbdfs.source import HOLE, RESIDENT, Source, read
@@ -161,8 +163,17 @@ async def test_peers_lost_and_found(tmp_path: Path, tracker: Tracker) -> None:
 
 
 async def test_a_torrent_that_stays_alone_though_it_knows_of_a_peer_joins_anew(
-    tmp_path: Path, tracker: Tracker
+    tmp_path: Path, tracker: Tracker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    joined = 0
+    join = Membership.join
+
+    def counting(membership: Membership, *arguments: Any) -> None:
+        nonlocal joined
+        joined += 1
+        join(membership, *arguments)
+
+    monkeypatch.setattr(Membership, "join", counting)
     content = noise(SIZE)
     write_files(tmp_path, {"disk.img": content})
     torrent = make_torrent(tmp_path, "disk.img", tracker=tracker.url)
@@ -177,11 +188,12 @@ async def test_a_torrent_that_stays_alone_though_it_knows_of_a_peer_joins_anew(
         async with open_stack(f"torrent,{ALONE},timeout=100:{torrent}") as source, trio.open_nursery() as nursery:
             nursery.start_soon(reader, source)
             with trio.fail_after(SECONDS):
-                while tracker.started < 2:
+                while joined < 2:
                     await trio.sleep(0.05)
             with seeding(torrent, tmp_path), trio.fail_after(SECONDS):
                 while not got:
                     await trio.sleep(0.05)
+                assert not tracker.left
     assert got == [content[:10]]
 
 
