@@ -75,7 +75,7 @@ class Connection:
         self._in_transmission = False
         self._batch = memoryview(b"")  # small reads of one batch are read into it
         self._batch_used = 0
-        self._viewed = 0  # bytes of replies queued where they lie
+        self._borrowing = 0  # bytes of replies queued that may lie in the source's memory or in the batch
         self._hot = False
         self._large = False  # whether the last request had a large payload
         self._slice_end = 0
@@ -153,10 +153,11 @@ class Connection:
     async def _answer_requests(self, export: Export, facts: ExportFacts) -> None:
         handshake = self._handshake
         self._machine = ServerTransmission(facts, handshake.agreed, handshake.transmission_flags(facts), self._input)
-        self.operations = Operations(export, self._machine, self._output)
         self._output.failed = self._reading.cancel
         self._memory = self._server.memory_of(export)
         self._immediate = Caps.IMMEDIATE in export.source.info.caps and not export.before_access
+        borrows = self._immediate and facts.maximum <= self._limits.client_memory
+        self.operations = Operations(export, self._machine, self._output, borrows=borrows)
         self._eager = export.source.eager and not export.before_access
         self._poller = export.source.poller()
         self._in_transmission = True
@@ -261,14 +262,10 @@ class Connection:
             view = None  # reading it the other way gives the error reply
         if view is not None:
             self._output.put(self._machine.whole(request), view)
-            self._viewed += request.length
-            if self._viewed >= _VIEWS:
-                await self._output.flush_borrowed()
-                self._viewed = self._batch_used = 0
         elif request.length > _BATCH:
             async with self._borrowed(request.length) as buffer:
                 await self.operations.perform(request, buffer)
-                await self._output.flush()
+                await self._output.flush_borrowed()
         else:
             if request.length > _BATCH - self._batch_used:
                 await self._flush_batch()
@@ -277,12 +274,18 @@ class Connection:
             start = self._batch_used
             self._batch_used += request.length
             await self.operations.perform(request, self._batch[start : self._batch_used])
+        self._borrowing += request.length
+        if self._borrowing >= _VIEWS:
+            await self._flush_batch()
 
     async def _flush_batch(self) -> None:
-        """Send all replies; the batch buffer is free then."""
+        """Send all replies; what they borrow is free then."""
         eager.uncork()
-        await self._output.flush()
-        self._viewed = self._batch_used = 0
+        if self._borrowing:
+            await self._output.flush_borrowed()
+            self._borrowing = self._batch_used = 0
+        else:
+            await self._output.flush()
 
     async def _write_now(self, request: Request) -> None:
         """A WRITE to a source that never waits."""

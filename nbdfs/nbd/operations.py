@@ -26,13 +26,18 @@ _LEAST_FILE = 128 << 10  # bytes; below, sendfile costs more than a copy
 
 
 class Operations:
-    """One connection's way to its export."""
+    """One connection's way to its export.
 
-    def __init__(self, export: Export, machine: ServerTransmission, output: Output) -> None:
+    `borrows`: replies may lie in the source's memory, since whoever asks for them sends or copies them before its next
+    checkpoint.
+    """
+
+    def __init__(self, export: Export, machine: ServerTransmission, output: Output, *, borrows: bool) -> None:
         self._export = export
         self._source = export.source
         self._machine = machine
         self._output = output
+        self._borrows = borrows
         self._finds_holes = machine.structured and Caps.EXTENTS in export.source.info.caps
         # A file on disk could make sendfile wait, and all clients with it; one in memory cannot.
         in_memory = output.stream.can_sendfile and Caps.IMMEDIATE in export.source.info.caps
@@ -100,8 +105,10 @@ class Operations:
             if flags & ZERO:
                 replies.append(self._machine.hole(request, offset, length, at == len(extents)))
             else:
-                data = buffer[offset - request.offset : offset - request.offset + length]
-                await self._source.pread_into(data, offset)
+                data = self._source.view(offset, length) if self._borrows else None
+                if data is None:
+                    data = buffer[offset - request.offset : offset - request.offset + length]
+                    await self._source.pread_into(data, offset)
                 replies += (self._machine.data(request, offset, length, at == len(extents)), data)
         self._output.put(*replies)
 

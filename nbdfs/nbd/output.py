@@ -71,7 +71,7 @@ class Output:
             raise ConnectionError(self.error.errno, self.error.strerror)  # a new one, which keeps no frames alive
 
     async def flush_borrowed(self) -> None:
-        """`flush`, where the last buffer queued is a view that must not outlive the next checkpoint."""
+        """`flush`, where buffers that are queued must not outlive the next checkpoint."""
         self._send_now()
         if self._queue:
             self._queue = [bytes(buffer) for buffer in self._queue]
