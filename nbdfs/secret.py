@@ -26,6 +26,9 @@ log = logging.getLogger(__name__)
 
 _LONGEST = 8 << 20  # bytes of a secret, as with cryptsetup
 
+_LAST_STANDARD = 2  # descriptor of standard error
+_emptied: set[int] = set()  # standard streams that held a secret
+
 _far_away = ContextVar("_far_away", default=False)
 _asking = threading.Lock()  # one question at a time on the terminal
 
@@ -59,9 +62,16 @@ def _inherited(text: str) -> int:
         inherited = os.get_inheritable(descriptor)  # as all are that come from another program, and none of ours
     except OverflowError:
         inherited = False
-    if not inherited:
+    if not inherited or descriptor in _emptied:
         raise OSError(errno.EBADF, "it was not given to this program, or has been read already")
-    return descriptor
+    if descriptor > _LAST_STANDARD:
+        return descriptor
+    taken = os.dup(descriptor)  # its number must not become that of another file, which is no standard stream
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, descriptor)
+    os.close(null)
+    _emptied.add(descriptor)
+    return taken
 
 
 def _part(file: BinaryIO, offset: int, size: int) -> bytes:

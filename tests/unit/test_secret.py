@@ -5,6 +5,8 @@ from __future__ import annotations
 import getpass
 import logging
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -39,6 +41,19 @@ def test_a_descriptor_is_read_once_and_then_may_be_that_of_any_file(tmp_path: Pa
         assert os.read(descriptor, 4) == b"what"
     finally:
         os.close(descriptor)
+
+
+def test_standard_input_stays_open_when_it_held_a_secret() -> None:
+    """Or its number would be that of the next file, and who tends the standard streams would close that."""
+    script = (
+        "import os; from nbdfs.secret import Secret; print(Secret('-0').read(), os.read(0, 9), os.open('/', 0) > 2)\n"
+        "try: Secret('-0').read()\nexcept Exception as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], input=b"secret\n", capture_output=True, check=True)
+    assert done.stdout.decode().splitlines() == [
+        r"b'secret\n' b'' True",
+        "cannot read the secret -0: it was not given to this program, or has been read already",
+    ]
 
 
 def test_a_file_without_end_is_refused_but_a_part_of_it_is_a_secret() -> None:
