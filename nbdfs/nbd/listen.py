@@ -17,7 +17,7 @@ import trio
 
 from nbdfs import systemd
 from nbdfs.errors import UserError
-from nbdfs.nbd.stream import SocketStream, credentials
+from nbdfs.nbd.stream import SocketStream, credentials, inherited_socket
 from nbdfs.nbd.uri import Address, Tcp, Unix, Uri, Vsock
 from nbdfs.undo import unless_done
 
@@ -98,8 +98,7 @@ def activated() -> list[Listener]:
 def inherited(fd: int) -> Listener:
     """A listening socket that the parent has made."""
     try:
-        os.set_inheritable(fd, False)
-        sock = socket.socket(fileno=fd)
+        sock = inherited_socket(fd)
         if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             raise OSError(errno.EINVAL, "it does not listen")
         return Listener(sock, _address_of(sock))

@@ -17,8 +17,10 @@ from typing import Protocol
 import trio
 
 from nbdfs.nbd.tls import explain
+from nbdfs.undo import unless_done
 
 WOULD_BLOCK = -1
+_LAST_STANDARD = 2  # descriptor of standard error
 _SOCKET_BUFFER = 4 << 20  # bytes; what a Unix socket takes before the sender must wait
 MOST_BUFFERS = 1024  # IOV_MAX
 _RECORD = 64 << 10  # bytes; small buffers are joined up to here, to be one TLS record or a few
@@ -181,6 +183,19 @@ class PipeStream:
         for fd in {self._reading, self._writing}:
             trio.lowlevel.notify_closing(fd)
             os.close(fd)
+
+
+def inherited_socket(descriptor: int) -> socket.socket:
+    """The socket that was given to us as a descriptor.  Raises OSError and OverflowError.
+
+    A standard stream is left where it is too: its number is closed by whoever tends those.
+    """
+    if descriptor > _LAST_STANDARD:
+        os.set_inheritable(descriptor, False)
+        return socket.socket(fileno=descriptor)
+    own = os.dup(descriptor)
+    with unless_done(lambda: os.close(own)):
+        return socket.socket(fileno=own)
 
 
 def credentials(sock: socket.socket) -> tuple[int, int] | None:

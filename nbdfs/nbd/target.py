@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from nbdfs.captive import Captive
 from nbdfs.errors import UserError
 from nbdfs.nbd.channel import Channel, dial
+from nbdfs.nbd.stream import inherited_socket
 from nbdfs.nbd.tls import client_context
 from nbdfs.nbd.uri import Tcp, Uri
 
@@ -55,7 +56,7 @@ def target_of_descriptor(descriptor: int, export: str = "") -> Target:
     """An export at the other end of a connected socket that was inherited.  Raises UserError if it is none."""
     name = f"descriptor {descriptor}"
     try:
-        connected_socket: socket.socket | None = socket.socket(fileno=descriptor)
+        connected_socket: socket.socket | None = inherited_socket(descriptor)
     except OSError as error:
         raise UserError(f"{name} is no socket: {error.strerror}") from error
 

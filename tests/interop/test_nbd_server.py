@@ -321,6 +321,18 @@ def test_background_and_pid_file(tmp_path: Path) -> None:
     wait_for(lambda: not pid.exists(), "the server does not end")
 
 
+def test_a_listening_socket_as_standard_input_serves_in_the_background_too(tmp_path: Path) -> None:
+    pid, path = tmp_path / "pid", tmp_path / "s"
+    words = command("serve", "memory:1M", "--fd", "0", "-b", "-P", pid, "--log-file", tmp_path / "log")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        subprocess.run(words, stdin=listener, check=True, timeout=60)
+    assert run("nbdinfo", "--size", f"nbd+unix:///?socket={path}").strip() == str(1 << 20)
+    os.kill(int(pid.read_text()), signal.SIGTERM)
+    wait_for(lambda: not pid.exists(), "the server does not end")
+
+
 def test_map_of_a_large_sparse_disk(serve: Server) -> None:
     uri = serve("sparse-random,seed=7,percent=10:1T").uri
     lines = run("nbdinfo", "--map", "--totals", uri).splitlines()
