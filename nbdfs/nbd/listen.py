@@ -102,9 +102,8 @@ def inherited(fd: int) -> Listener:
         if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             raise OSError(errno.EINVAL, "it does not listen")
         return Listener(sock, _address_of(sock))
-    except (OSError, OverflowError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "there is no such number"
-        raise UserError(f"descriptor {fd} is no listening socket: {reason}") from error
+    except OSError as error:
+        raise UserError(f"descriptor {fd} is no listening socket: {error.strerror}") from error
 
 
 def is_public(address: Address) -> bool:

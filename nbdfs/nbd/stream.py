@@ -21,6 +21,7 @@ from nbdfs.undo import unless_done
 
 WOULD_BLOCK = -1
 _LAST_STANDARD = 2  # descriptor of standard error
+_MOST_DESCRIPTOR = (1 << 31) - 1
 _SOCKET_BUFFER = 4 << 20  # bytes; what a Unix socket takes before the sender must wait
 MOST_BUFFERS = 1024  # IOV_MAX
 _RECORD = 64 << 10  # bytes; small buffers are joined up to here, to be one TLS record or a few
@@ -186,10 +187,12 @@ class PipeStream:
 
 
 def inherited_socket(descriptor: int) -> socket.socket:
-    """The socket that was given to us as a descriptor.  Raises OSError and OverflowError.
+    """The socket that was given to us as a descriptor.  Raises OSError.
 
     A standard stream is left where it is too: its number is closed by whoever tends those.
     """
+    if descriptor > _MOST_DESCRIPTOR:
+        raise OSError(errno.EBADF, "there is no such number")
     if descriptor > _LAST_STANDARD:
         os.set_inheritable(descriptor, False)
         return socket.socket(fileno=descriptor)

@@ -80,6 +80,7 @@ def test_configurations_that_cannot_be_read(name: str, file: str, status: int, s
         ("copy zeroes folder", FAILURE, "is a directory"),
         ("copy absent new", FAILURE, "No such file"),
         ("info http://a..b/", FAILURE, "no name of a host"),
+        ("dump nbd,fd=999999999999:", FAILURE, "there is no such number"),
         ("serve null:1M -i a..b", USAGE, "'a..b' is no host"),
         ("copy zeroes zeroes", FAILURE, "both source and destination"),
         ("copy zeroes memory:1k", FAILURE, "too small"),
