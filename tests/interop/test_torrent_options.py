@@ -245,6 +245,27 @@ async def test_dht_asks_the_nodes_that_the_torrent_names_if_wanted_and_allowed(
                         node.recv(4096)
 
 
+@pytest.mark.parametrize("private", [False, True])
+async def test_a_private_torrent_is_told_to_its_trackers_alone(
+    leaving: socket.socket, tmp_path: Path, tracker: Tracker, private: bool
+) -> None:
+    write_files(tmp_path, {"disk.img": CONTENT})
+    torrent = make_torrent(tmp_path, "disk.img", tracker=tracker.url, private=private)
+    packets: list[bytes] = []
+
+    def announced() -> bool:
+        packets.extend(seen(leaving))
+        return any(b"BT-SEARCH" in packet for packet in packets)
+
+    async with open_stack(f"torrent,listen={INSIDE}%2C127.0.0.1,dht=no,lsd=yes:{torrent}"):
+        async with raw_peer(torrent, tracker) as peer:
+            await peer.greet()
+            assert (b"ut_pex" in (await peer.extensions())[b"m"]) != private
+        if not private:
+            await until(announced)
+    assert announced() != private
+
+
 @pytest.mark.parametrize("upnp", ["yes", "no"])
 async def test_upnp_looks_for_a_router_if_wanted(
     leaving: socket.socket, torrent: Path, tmp_path: Path, upnp: str
