@@ -303,14 +303,14 @@ def test_the_rest_of_what_a_server_gets_from_a_file(serve: Server, tmp_path: Pat
 
 def test_a_copy_whose_server_is_gone_is_no_success(serve: Server, tmp_path: Path) -> None:
     one, two = serve("sparse-random,seed=5,percent=100:16M").uri, serve("memory:16M").uri
-    with cutting(tmp_path / "cut.sock", one, MIB, afterwards=0) as through:
-        line = complaint("copy", "--connections=2", "--request-size=64k", through, two)
+    with cutting(tmp_path / "cut.sock", one, MIB, broken=1, afterwards=0) as through:
+        line = complaint("copy", "--connections=1", "--request-size=64k", through, two)
     assert f"; {two} is incomplete, " in line
 
 
 @contextlib.contextmanager
-def cutting(path: Path, uri: str, limit: int, afterwards: int = 1 << 40) -> Iterator[str]:
-    """A way to a server that breaks: its URI.  Two connections pass on `limit` bytes, the others `afterwards`."""
+def cutting(path: Path, uri: str, limit: int, broken: int = 2, afterwards: int = 1 << 40) -> Iterator[str]:
+    """A way to a server that breaks: its URI.  `broken` connections pass on `limit` bytes, the others `afterwards`."""
     listener = socket.socket(socket.AF_UNIX)
     sockets = [listener]
     threads: list[threading.Thread] = []
@@ -325,7 +325,7 @@ def cutting(path: Path, uri: str, limit: int, afterwards: int = 1 << 40) -> Iter
                 near, far = listener.accept()[0], socket.socket(socket.AF_UNIX)
                 sockets.extend([near, far])
                 far.connect(uri.partition("socket=")[2])
-                left = [limit if number < 2 else afterwards]
+                left = [limit if number < broken else afterwards]
                 begin(pump, near, far, left)
                 begin(pump, far, near, left)
 
