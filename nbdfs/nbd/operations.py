@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from nbdfs.errors import to_nbd
 from nbdfs.export import Export
-from nbdfs.nbd.output import Output
+from nbdfs.nbd.output import FilePart, Output
 from nbdfs.nbd.proto import constants as nbd
 from nbdfs.nbd.proto.events import Request
 from nbdfs.nbd.proto.transmission import ServerTransmission
@@ -81,7 +81,9 @@ class Operations:
         if extents:
             await self._read_sparse(request, buffer, extents)
         elif self._backing and request.length >= _LEAST_FILE:
-            await self._send_file(self._machine.whole(request), request.offset, request.length)
+            fd, start, _ = self._backing
+            part = FilePart(fd, start + request.offset, request.length)
+            self._output.put_file(self._machine.whole(request), part)
         else:
             data = buffer[: request.length]
             await self._source.pread_into(data, request.offset)
@@ -111,11 +113,6 @@ class Operations:
                     await self._source.pread_into(data, offset)
                 replies += (self._machine.data(request, offset, length, at == len(extents)), data)
         self._output.put(*replies)
-
-    async def _send_file(self, header: bytes, offset: int, length: int) -> None:
-        """Send a READ from the file that is the data."""
-        assert self._backing is not None
-        await self._output.send_file(header, self._backing.fd, self._backing.offset + offset, length)
 
     async def write(self, request: Request, buffer: memoryview | None) -> None:
         assert buffer is not None

@@ -5,7 +5,7 @@ take is sent by one sender, who waits for room.  A peer that takes nothing for `
 
 Invariants
 * `_sending` is set while somebody waits for room; only that one takes from the queue then.
-* `_sent` counts the buffers that have gone, so a buffer's place in the order of all is known when it is queued.
+* `_sent` counts the parts that have gone, so a part's place in the order of all is known when it is queued.
 * Once `error` is set nothing is queued or sent any more, and all that is owed has been given back.
 """
 
@@ -14,11 +14,23 @@ from __future__ import annotations
 import errno
 from collections import deque
 from collections.abc import Callable
+from itertools import takewhile
+from typing import Any, cast
 
 import trio
 
 from nbdfs.nbd.stream import Buffer, Stream
-from nbdfs.undo import unless_done
+
+
+class FilePart:
+    """`length` bytes of a file that are still to be sent, by sendfile."""
+
+    __slots__ = ("fd", "length", "offset")
+
+    def __init__(self, fd: int, offset: int, length: int) -> None:
+        self.fd = fd
+        self.offset = offset
+        self.length = length
 
 
 class Output:
@@ -29,7 +41,8 @@ class Output:
         self.failed: Callable[[], None] = lambda: None
         self.error: OSError | None = None
         self._stall = stall
-        self._queue: list[Buffer] = []
+        self._queue: list[Buffer | FilePart] = []
+        self._files = 0  # parts of files in the queue
         self._sent = 0
         self._owed: deque[tuple[int, Callable[[], None]]] = deque()
         self._sending = False
@@ -44,6 +57,12 @@ class Output:
         """Queue a reply; its buffers are borrowed until it is sent."""
         if not self.error:
             self._queue += buffers
+
+    def put_file(self, header: Buffer, part: FilePart) -> None:
+        """Queue a reply whose data is a part of a file."""
+        if not self.error:
+            self._queue += (header, part)
+            self._files += 1
 
     def owe(self, give_back: Callable[[], None]) -> None:
         """Call this once all that is queued now has been sent, or never will be."""
@@ -74,33 +93,8 @@ class Output:
         """`flush`, where buffers that are queued must not outlive the next checkpoint."""
         self._send_now()
         if self._queue:
-            self._queue = [bytes(buffer) for buffer in self._queue]
+            self._queue = [part if isinstance(part, FilePart) else bytes(part) for part in self._queue]
         await self.flush()
-
-    async def send_file(self, header: bytes, fd: int, offset: int, length: int) -> None:
-        """Send a header and `length` bytes of a file.  Raises OSError."""
-        await self.flush()
-        self._begin()
-        with unless_done(self._cut_off):
-            try:
-                rest: list[Buffer] = [header]
-                while rest:
-                    drop_sent(rest, self.stream.send_now(rest) or await self._writable())
-                while length:
-                    sent = self.stream.sendfile_now(fd, offset, length) or await self._writable()
-                    offset += sent
-                    length -= sent
-            except OSError as error:
-                self._fail(error)
-                raise
-            finally:
-                self._end()
-        await self.flush()
-
-    def _cut_off(self) -> None:
-        """A reply will not be sent to its end, so nothing may follow."""
-        if not self.error:
-            self._fail(ConnectionError(errno.EPIPE, "a reply was cut off"))
 
     def _begin(self) -> None:
         self._sending = True
@@ -116,16 +110,36 @@ class Output:
             self._send()
 
     def _send(self) -> None:
-        queue = self._queue
         try:
-            while queue:
-                sent = self.stream.send_now(queue)
-                self._sent += drop_sent(queue, sent)
-                if not sent:
-                    break
+            while self._queue and self._send_some():
+                pass
         except OSError as error:
             self._fail(error)
         self._give_back()
+
+    def _send_some(self) -> bool:
+        """Send a part of the queue; whether the stream took any."""
+        queue = self._queue
+        first = queue[0]
+        if isinstance(first, FilePart):
+            sent = self.stream.sendfile_now(first.fd, first.offset, first.length)
+            first.offset += sent
+            first.length -= sent
+            if not first.length:
+                del queue[0]
+                self._files -= 1
+                self._sent += 1
+            return sent > 0
+        buffers = self._leading()
+        sent = self.stream.send_now(buffers)
+        self._sent += drop_sent(queue, sent)
+        return sent > 0
+
+    def _leading(self) -> list[Buffer]:
+        """The buffers that come before any part of a file."""
+        if not self._files:
+            return cast("list[Buffer]", self._queue)
+        return list(takewhile(lambda part: not isinstance(part, FilePart), self._queue))  # type: ignore[arg-type]
 
     def _give_back(self) -> None:
         owed = self._owed
@@ -157,21 +171,23 @@ class Output:
         self.error = ConnectionError(error.errno, error.strerror or str(error))
         self._sent += len(self._queue)
         self._queue.clear()
+        self._files = 0
         self._give_back()
 
-    async def _writable(self) -> int:
-        """Wait for room; 0, what was sent before that."""
+    async def _writable(self) -> None:
         with trio.move_on_after(self._stall) as scope:
             await self.stream.writable()
         if scope.cancelled_caught:
             raise ConnectionError(errno.ETIMEDOUT, f"it has taken no reply for {self._stall:g} s")
-        return 0
 
 
-def drop_sent(queue: list[Buffer], sent: int) -> int:
-    """Take `sent` bytes off the queue, and buffers that have none; how many buffers have gone."""
+def drop_sent(queue: list[Any], sent: int) -> int:
+    """Take `sent` bytes off the buffers at the front, and those that have none; how many have gone.
+
+    Behind them may stand other things than buffers.
+    """
     done = 0
-    while done < len(queue) and sent >= len(queue[done]):
+    while done < len(queue) and isinstance(queue[done], bytes | memoryview) and sent >= len(queue[done]):
         sent -= len(queue[done])
         done += 1
     del queue[:done]
