@@ -30,7 +30,7 @@ def imported(argv: Sequence[str | Path]) -> set[str]:
 def test_a_copy_between_two_files_needs_no_event_loop(tmp_path: Path) -> None:
     source, destination = tmp_path / "source", tmp_path / "destination"
     source.write_bytes(b"content")
-    assert not imported(command("copy", source, destination)) & NOT_TO_COPY
+    assert not imported(command("copy", source, destination)) & (NOT_TO_COPY | {"socket", "nbdfs.nbd"})
     assert destination.read_bytes() == b"content"
 
 

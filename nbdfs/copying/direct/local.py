@@ -11,27 +11,16 @@ from collections.abc import Iterable
 
 from nbdfs.copying import files
 from nbdfs.copying.direct.lane import Chunk, Move
+from nbdfs.copying.direct.mapped import MappedFile
 from nbdfs.copying.direct.work import Work
 from nbdfs.copying.options import LARGEST_REQUEST, reason
 from nbdfs.copying.plain import BUFFER, Writeback
 from nbdfs.errors import SourceError
-from nbdfs.fileio import data_runs, read_whole, write_whole
-from nbdfs.source import HOLE, ZERO, BlockSize, Caps, Extent, SourceInfo
+from nbdfs.fileio import read_whole, write_whole
+from nbdfs.source import BlockSize, Caps, SourceInfo
 
 _MOST_LANES = 64
 _DISCARD = "/dev/null"
-
-
-class MappedFile:
-    """An open file as the plan sees it."""
-
-    def __init__(self, fd: int, size: int) -> None:
-        self._fd = fd
-        self.info = SourceInfo(size, Caps.EXTENTS)
-
-    async def extents(self, offset: int, length: int) -> list[Extent]:
-        runs = data_runs(self._fd, offset, offset + length)
-        return [Extent(start, end - start, 0 if data else HOLE | ZERO) for start, end, data in runs]
 
 
 class _Local:

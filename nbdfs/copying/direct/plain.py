@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 
 from nbdfs.copying import files
-from nbdfs.copying.direct.local import MappedFile
+from nbdfs.copying.direct.mapped import MappedFile
 from nbdfs.copying.direct.work import Work
 from nbdfs.copying.options import CopyOptions, reason
 from nbdfs.copying.plain import BUFFER, STEP, Files
