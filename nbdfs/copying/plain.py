@@ -17,6 +17,7 @@ STEP = 16 << 20  # bytes; how much one thread copies at once, so that progress s
 # Bytes written at once: what stays in the processor's cache, and less than what Linux has to look for free memory for
 # (it puts one long write into one folio).
 BUFFER = 256 << 10
+_ON_DISK = {number for number, name in LOCAL.items() if name != "tmpfs"}
 _FICLONERANGE = 0x4020940D  # linux/fs.h
 # What the kernel says where it cannot copy between these two: other file systems, old kernels, sealed or special files.
 _CANNOT = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTTY, errno.ETXTBSY, errno.EPERM,
@@ -51,8 +52,8 @@ class Files:
         ways = [self._shared, self._in_kernel, self._by_hand]
         if not share:
             ways = [self._by_hand]
-        elif all(libc.filesystem_type(end.fd) in LOCAL for end in (source, destination)):
-            ways.remove(self._in_kernel)  # which has nothing to gain: it would move less at a time than we do
+        elif all(libc.filesystem_type(end.fd) in _ON_DISK for end in (source, destination)):
+            ways.remove(self._in_kernel)  # it would move less at a time than we do
         self._ways = ways
         self._writeback = Writeback(destination.fd)
         self._writing = threading.Lock()  # the kernel lets one write to a file at a time, and spins meanwhile
