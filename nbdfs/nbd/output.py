@@ -75,7 +75,7 @@ class Output:
         """Send what the stream takes now; a task sends the rest."""
         self._send_now()
         if self._queue and not self._sending:
-            self._sending = True
+            self._begin()
             nursery.start_soon(self._send_rest)
 
     async def flush(self) -> None:
@@ -85,6 +85,7 @@ class Output:
             if self._sending:
                 await self._idle.wait()
             else:
+                self._begin()
                 await self._send_rest()
         if self.error:
             raise ConnectionError(self.error.errno, self.error.strerror)  # a new one, which keeps no frames alive
@@ -97,6 +98,7 @@ class Output:
         await self.flush()
 
     def _begin(self) -> None:
+        """From here on only one sends; who else waits for it waits for `_idle`."""
         self._sending = True
         self._idle = trio.Event()
 
@@ -147,9 +149,8 @@ class Output:
             owed.popleft()[1]()
 
     async def _send_rest(self) -> None:
-        self._begin()
+        """The sender, from `_begin` on."""
         try:
-            self._send()
             while self._queue:
                 await self._writable()
                 self._send()
