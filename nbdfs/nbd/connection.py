@@ -216,7 +216,8 @@ class Connection:
             with unless_done(lambda: self.give_back(weight, buffer)):
                 await self._receive_payload(buffer[:payload])
         flight = _Flight(self, request, weight, buffer)
-        eager.cork()  # others may follow: what they send can go together
+        if not self._immediate:  # which may wait before the next flush
+            eager.cork()  # others may follow: what they send can go together
         self._flights.add(flight, flight)
         if self._eager:
             flight.start()
