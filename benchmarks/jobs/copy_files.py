@@ -11,7 +11,7 @@ from pathlib import Path
 from benchmarks.systems import NBDFS, Job, System, Work, given, once
 
 _PIECE = 1 << 20  # bytes
-_DATA = 512  # pieces of data in each file
+_DATA = 2048  # pieces of data in each file
 
 
 def written(path: Path, gap: int) -> Path:

@@ -7,7 +7,6 @@ import errno
 import fcntl
 import os
 import struct
-import threading
 
 from nbdfs import libc
 from nbdfs.fileio import LOCAL, write_whole
@@ -17,7 +16,6 @@ STEP = 16 << 20  # bytes; how much one thread copies at once, so that progress s
 # Bytes written at once: what stays in the processor's cache, and less than what Linux has to look for free memory for
 # (it puts one long write into one folio).
 BUFFER = 256 << 10
-_ON_DISK = {number for number, name in LOCAL.items() if name != "tmpfs"}
 _FICLONERANGE = 0x4020940D  # linux/fs.h
 # What the kernel says where it cannot copy between these two: other file systems, old kernels, sealed or special files.
 _CANNOT = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTTY, errno.ETXTBSY, errno.EPERM,
@@ -52,11 +50,10 @@ class Files:
         ways = [self._shared, self._in_kernel, self._by_hand]
         if not share:
             ways = [self._by_hand]
-        elif all(libc.filesystem_type(end.fd) in _ON_DISK for end in (source, destination)):
-            ways.remove(self._in_kernel)  # it would move less at a time than we do
+        elif all(libc.filesystem_type(end.fd) in LOCAL for end in (source, destination)):
+            ways.remove(self._in_kernel)  # one thread of it would not read while the other writes
         self._ways = ways
         self._writeback = Writeback(destination.fd)
-        self._writing = threading.Lock()  # the kernel lets one write to a file at a time, and spins meanwhile
 
     def copy(self, offset: int, length: int, buffer: memoryview) -> None:
         """Copy a range of the device, by way of `buffer` if need be.  Blocks.
@@ -99,8 +96,7 @@ class Files:
             count = os.preadv(source.fd, [buffer[: end - offset]], source.offset + offset)
             if count == 0:
                 raise _ended(offset)
-            with self._writing:
-                write_whole(destination.fd, buffer[:count], destination.offset + offset)
+            write_whole(destination.fd, buffer[:count], destination.offset + offset)
             offset += count
 
 
