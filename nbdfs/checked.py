@@ -52,6 +52,7 @@ class Checked(Layer):
         self.trace = trace
         self.parts = parts
         self.counters = {name: Counter() for name in ("read", "write", "flush", "trim", "zero", "extents", "cache")}
+        self._reads, self._writes = self.counters["read"], self.counters["write"]
         info = below.info
         caps = info.caps
         if readonly or Caps.WRITE not in caps:
@@ -191,12 +192,17 @@ class Checked(Layer):
         self.info = replace(self.info, size=self._size)
 
     def view(self, offset: int, length: int, *, writable: bool = False) -> memoryview | None:
-        if (writable and not self.writable) or offset < 0 or length <= 0 or offset + length > self._size:
+        if offset < 0 or length <= 0 or offset + length > self._size or (offset | length) & self._mask:
+            return None
+        if writable and not self.writable:
             return None
         view = self.below.view(offset, length, writable=writable)
         if view is not None:
-            counter = self._enter("write" if writable else "read", offset, length, writes=writable)
+            counter = self._writes if writable else self._reads
+            counter.requests += 1
             counter.bytes += length
+            if self.trace:
+                self.trace("write" if writable else "read", offset, length)
         return view
 
     def backing(self) -> Backing | None:

@@ -17,12 +17,15 @@ _LARGEST_VIEW = 32 << 20  # bytes
 
 
 class Pages:
-    """A shared mapping of the `size` bytes of a memfd.  Raises OSError if the address space has no room for it."""
+    """A shared mapping of the `size` bytes of a memfd.  Raises OSError if the address space has no room for it.
+
+    `whole` is all of it, for who knows which pages are in memory.
+    """
 
     def __init__(self, descriptor: int, size: int) -> None:
         self.map = mmap.mmap(descriptor, size)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.map))
-        self._whole = memoryview(self.map)
+        self.whole = memoryview(self.map)
         self._present = bytearray(_LARGEST_VIEW // _PAGE + 1)  # one a page, as mincore(2) fills it
         self._vector = (ctypes.c_char * len(self._present)).from_buffer(self._present)
 
@@ -35,13 +38,9 @@ class Pages:
         libc.mincore(self.address + first, pages * _PAGE, self._vector)
         if self._present.count(1, 0, pages) < pages:
             return None
-        return self.known(offset, length)
-
-    def known(self, offset: int, length: int) -> memoryview:
-        """`view` of pages that are known to be in memory."""
-        return self._whole[offset : offset + length]
+        return self.whole[offset : offset + length]
 
     def close(self) -> None:
         """No view may be left."""
-        self._whole.release()
+        self.whole.release()
         self.map.close()

@@ -192,7 +192,7 @@ class Memory(Source):
         if self._pages is None or self._present is None:
             return None
         if self._present.covers(offset, length):
-            view: memoryview | None = self._pages.known(offset, length)
+            view: memoryview | None = self._pages.whole[offset : offset + length]
         else:
             view = self._pages.view(offset, length) if length >= _SMALLEST_ASKED else None
         return view if writable or view is None else view.toreadonly()

@@ -194,10 +194,10 @@ class Connection:
                 await self._flush_batch()
                 await self._receive()
             elif isinstance(event, Request):
-                if self._immediate and event.length <= most:
-                    await now.get(event.command, self._other_now)(event)
-                else:
+                if not self._immediate or event.length > most:
                     await self._begin(event)
+                elif event.command != nbd.CMD_WRITE or not self._write_in_place(event):
+                    await now.get(event.command, self._other_now)(event)
             elif isinstance(event, Refused):
                 self.operations.refuse(event.request, event.error, event.message)
             elif isinstance(event, Disconnect):
@@ -288,6 +288,20 @@ class Connection:
         else:
             await self._output.flush()
 
+    def _write_in_place(self, request: Request) -> bool:
+        """A WRITE whose payload is here already, if it goes into memory of the source; whether it was done."""
+        received, length = self._input, request.length
+        start = received.start
+        end = start + length
+        if end > received.end or (place := self.operations.place(request, 0)) is None:
+            return False
+        place[:] = received.view[start:end]
+        received.start = end
+        self._large = length >= _LARGE
+        self._machine.payload_received(length)
+        self._output.put(self._machine.success(request))
+        return True
+
     async def _write_now(self, request: Request) -> None:
         """A WRITE to a source that never waits."""
         length = request.length
@@ -297,12 +311,7 @@ class Connection:
             start = received.start
             received.start += length
             self._machine.payload_received(length)
-            payload = received.view[start : start + length]
-            if (place := self.operations.place(request, 0)) is not None:
-                place[:] = payload
-                self._output.put(self._machine.success(request))
-            else:
-                await self.operations.perform(request, payload)
+            await self.operations.perform(request, received.view[start : start + length])
             return
         await self._flush_batch()
         done = await self._receive_in_place(request)

@@ -22,6 +22,8 @@ from nbdfs.source import ZERO, Caps, Extent
 log = logging.getLogger(__name__)
 
 _LEAST_HOLES = 32 << 10  # bytes; below, a reply with its zeroes is cheaper than asking where they are
+_LEAST_RUN = 32 << 10  # bytes; where a peer is near, zeroes in runs that are shorter on average are cheaper sent
+_UNASKED = 15  # reads that are then carried out without asking where zeroes are
 _LEAST_FILE = 128 << 10  # bytes; below, sendfile costs more than a copy
 
 
@@ -39,6 +41,8 @@ class Operations:
         self._output = output
         self._borrows = borrows
         self._finds_holes = machine.structured and Caps.EXTENTS in export.source.info.caps
+        self._least_run = _LEAST_RUN if output.stream.near else 0
+        self._unasked = 0
         # A file on disk could make sendfile wait, and all clients with it; one in memory cannot.
         in_memory = output.stream.can_sendfile and Caps.IMMEDIATE in export.source.info.caps
         self._backing = export.source.backing() if in_memory else None
@@ -93,7 +97,13 @@ class Operations:
         """The extents of a READ, if some of them need not be sent."""
         if not self._finds_holes or request.flags & nbd.CMD_FLAG_DF:
             return []
+        if self._unasked:
+            self._unasked -= 1
+            return []
         extents = await self._source.extents(request.offset, request.length)
+        if len(extents) * self._least_run > request.length:
+            self._unasked = _UNASKED
+            return []
         if not any(extent.flags & ZERO for extent in extents):
             return []
         known = extents[-1].offset + extents[-1].length

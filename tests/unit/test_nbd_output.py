@@ -16,6 +16,7 @@ class Pipe:
     """A stream that takes `room` bytes until it is given more."""
 
     peer = "somebody"
+    near = False
     can_sendfile = True
 
     def __init__(self, room: int = 0) -> None:
