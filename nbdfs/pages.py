@@ -13,7 +13,7 @@ from nbdfs import libc
 from nbdfs.ranges import align_down, align_up
 
 _PAGE = mmap.PAGESIZE
-_LARGEST_VIEW = 32 << 20  # bytes
+LARGEST_VIEW = 32 << 20  # bytes
 
 
 class Pages:
@@ -26,12 +26,12 @@ class Pages:
         self.map = mmap.mmap(descriptor, size)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.map))
         self.whole = memoryview(self.map)
-        self._present = bytearray(_LARGEST_VIEW // _PAGE + 1)  # one a page, as mincore(2) fills it
+        self._present = bytearray(LARGEST_VIEW // _PAGE + 1)  # one a page, as mincore(2) fills it
         self._vector = (ctypes.c_char * len(self._present)).from_buffer(self._present)
 
     def view(self, offset: int, length: int) -> memoryview | None:
         """The bytes themselves, writable, if all their pages are in memory."""
-        if length > _LARGEST_VIEW:
+        if length > LARGEST_VIEW:
             return None
         first = align_down(offset, _PAGE)
         pages = (align_up(offset + length, _PAGE) - first) // _PAGE

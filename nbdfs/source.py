@@ -206,7 +206,8 @@ class Source(abc.ABC):
     def view(self, offset: int, length: int, *, writable: bool = False) -> memoryview | None:
         """The bytes themselves if they are in memory, else None.  Never waits.
 
-        The view is read, or with `writable` written, before the caller's next checkpoint.
+        With `writable` a source may take memory for them.  The view is read, or with `writable` written, before the
+        caller's next checkpoint.
         """
         return None
 

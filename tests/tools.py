@@ -21,10 +21,10 @@ def key_file(path: Path, content: bytes) -> Path:
     return path
 
 
-def luks_by_qemu(image: Path, key: Path, size: int | str, *, options: str = "") -> None:
-    """An empty LUKS1 image of so many bytes of data; `options` are more of qemu-img's."""
+def luks_by_qemu(image: Path, key: Path, size: int | str, *, iter_time: int = 10, options: str = "") -> None:
+    """An empty LUKS1 image of so many bytes of data, its key derived in `iter_time` ms; `options` are qemu-img's."""
     words = ["qemu-img", "create", "-q", "-f", "luks", "--object", f"secret,id=s,file={key}"]
-    words += ["-o", f"key-secret=s,iter-time=10{options}", str(image), str(size)]
+    words += ["-o", f"key-secret=s,iter-time={iter_time}{options}", str(image), str(size)]
     for _ in range(20):  # qemu gives up where it cannot measure how long its key derivation takes, on a busy machine
         made = subprocess.run(words, capture_output=True, text=True, timeout=TIMEOUT)
         if "accurate CPU usage" not in made.stderr:

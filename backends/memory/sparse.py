@@ -20,7 +20,7 @@ from nbdfs.backends.memory.budget import Budget, fits
 from nbdfs.backends.memory.present import Present
 from nbdfs.errors import SourceError, UserError
 from nbdfs.fileio import data_runs, read_whole, write_whole
-from nbdfs.pages import Pages
+from nbdfs.pages import LARGEST_VIEW, Pages
 from nbdfs.ranges import align_down, align_up, pieces
 from nbdfs.source import ALLOCATION, HOLE, ZERO, Backing, Caps, Extent, Source, SourceInfo
 from nbdfs.undo import unless_done
@@ -35,7 +35,7 @@ _MOST_EXTENTS = 1024  # in one answer
 _ZEROES = memoryview(bytes(1 << 20))
 _ZERO_SLICE = 64 << 20  # bytes written before others get a turn
 _COPY_SLICE = 4 << 20  # bytes copied before others get a turn
-_MADV_POPULATE_READ = 22  # Linux 5.14
+_MADV_POPULATE_READ, _MADV_POPULATE_WRITE = 22, 23  # Linux 5.14
 
 
 class Memory(Source):
@@ -191,11 +191,27 @@ class Memory(Source):
     def view(self, offset: int, length: int, *, writable: bool = False) -> memoryview | None:
         if self._pages is None or self._present is None:
             return None
-        if self._present.covers(offset, length):
+        if self._present.covers(offset, length) or (writable and self._populate(offset, length)):
             view: memoryview | None = self._pages.whole[offset : offset + length]
+        elif writable or length < _SMALLEST_ASKED:
+            return None
         else:
-            view = self._pages.view(offset, length) if length >= _SMALLEST_ASKED else None
+            view = self._pages.view(offset, length)
         return view if writable or view is None else view.toreadonly()
+
+    def _populate(self, offset: int, length: int) -> bool:
+        """Take the memory for a range that is about to be written; whether there is enough."""
+        assert self._pages is not None
+        assert self._present is not None
+        if length > LARGEST_VIEW or not self._budget.spend(length):
+            return False
+        first = align_down(offset, _PAGE)
+        try:
+            self._pages.map.madvise(_MADV_POPULATE_WRITE, first, align_up(offset + length, _PAGE) - first)
+        except OSError:  # writing it the other way tells why
+            return False
+        self._present.add(offset, length)
+        return True
 
     def backing(self) -> Backing | None:
         """The memfd, unless writes to it must go by us: to be locked, or to be refused when memory runs out."""

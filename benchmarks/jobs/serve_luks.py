@@ -8,19 +8,18 @@ from pathlib import Path
 
 from benchmarks.jobs.serve_memory import over, whole
 from benchmarks.systems import NBDFS, Job, System, Work, iops, mbps, on_uri
+from tests.tools import luks_by_qemu
 
 _SIZE = 512 << 20
 
 
 def _image(home: str) -> tuple[str, str]:
     """An image that qemu has made and filled, so that reads decrypt real data, and its key file."""
-    image, key = f"{home}/luks.img", Path(home, "key")
+    image, key = Path(home, "luks.img"), Path(home, "key")
     key.write_text("secret")
     key.chmod(0o600)
     secret = ["--object", f"secret,id=s,file={key}"]
-    subprocess.run(
-        ["qemu-img", "create", "-q", "-f", "luks", *secret, "-o", "key-secret=s", image, str(_SIZE)], check=True
-    )
+    luks_by_qemu(image, key, _SIZE, iter_time=2000)  # what qemu-img takes by itself
     fill = [
         "qemu-io",
         "-c",
@@ -30,7 +29,7 @@ def _image(home: str) -> tuple[str, str]:
         f"driver=luks,key-secret=s,file.filename={image}",
     ]
     subprocess.run(fill, check=True, stdout=subprocess.DEVNULL)
-    return image, str(key)
+    return str(image), str(key)
 
 
 def job(home: str) -> Job:

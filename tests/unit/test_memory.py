@@ -61,8 +61,24 @@ async def test_reading_and_looking_at_holes_takes_nothing() -> None:
         assert backing is not None
         assert not any(await read(door, 0, 32 << 20))
         assert door.view(0, 1 << 20) is None
-        assert door.view(0, 1 << 20, writable=True) is None
         assert allocated(backing.fd) == 0
+
+
+async def test_a_view_to_write_to_takes_memory_as_far_as_there_is_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with open_stack("memory:64M") as door:
+        backing = door.backing()
+        assert backing is not None
+        place = door.view(4096 + 7, 100, writable=True)
+        assert place is not None
+        place[:] = b"x" * 100
+        place.release()
+        assert allocated(backing.fd) == PAGE
+        assert await read(door, 4096, 108) == bytes(7) + b"x" * 100 + bytes(1)
+    monkeypatch.setattr("nbdfs.backends.memory.budget.available", lambda: 0)
+    async with open_stack("memory:64M") as door:
+        assert door.view(0, 100, writable=True) is None
+        with pytest.raises(OSError, match="used up"):
+            await door.pwrite(memoryview(b"x"), 0)
 
 
 async def test_views_are_of_large_ranges_that_are_there() -> None:
