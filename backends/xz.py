@@ -24,6 +24,7 @@ _LARGEST_INDEX = 64 << 20  # bytes
 _PADDING = 256 << 10  # bytes of it looked at together
 _MEMORY = 1 << 30  # bytes a decompressor may take
 _STEP = 1 << 20  # bytes unpacked at once
+_INPUT = 256 << 10  # bytes given to a decompressor at once
 
 
 class Xz:
@@ -56,9 +57,11 @@ class Xz:
         try:
             engine.decompress(header)
             while length or not engine.needs_input:
+                if engine.eof:
+                    raise DamagedError(f"the block at byte {frame.packed} is shorter than its index says")
                 data = b""
                 if engine.needs_input:
-                    data = packed.exactly(min(length, 256 << 10))
+                    data = packed.exactly(min(length, _INPUT))
                     length -= len(data)
                 if piece := engine.decompress(data, _STEP):
                     yield piece

@@ -23,7 +23,7 @@ import trio
 from nbdfs.errors import SourceError, UserError
 from nbdfs.rangelock import RangeLock
 from nbdfs.scratch import Scratch, temporary_directory, unnamed_scratch
-from nbdfs.source import ALLOCATION, BlockSize, Caps, Layer, Source, read
+from nbdfs.source import ALLOCATION, MAX_SIZE, BlockSize, Caps, Layer, Source, read
 
 log = logging.getLogger(__name__)
 
@@ -199,6 +199,8 @@ async def open_unpacked(below: Source, format: Format) -> AsyncIterator[Source]:
         try:
             frames = await trio.to_thread.run_sync(format.index, Packed(below))
             frames = [frame for frame in frames if frame.size]
+            if frames and frames[-1].start + frames[-1].size > MAX_SIZE:
+                raise DamagedError("its content would be larger than a file can be")
             long = [frame for frame in frames if frame.size > _LONGEST]
             if long:
                 log.info("%s: packed in one piece: unpacking it into a temporary file", below.info.description)

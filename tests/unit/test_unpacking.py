@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import struct
 import subprocess
+import zlib
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nbdfs.backends import gzip, xz, zstd
-from nbdfs.errors import UserError
+from nbdfs.errors import SourceError, UserError
 from nbdfs.source import Caps, read
 from nbdfs.stack import open_stack
 from nbdfs.unpacking import Format, open_unpacked
@@ -215,3 +216,32 @@ async def test_any_bytes_are_an_error_or_an_image(name: str, tail: bytes, heads:
                 await read(source, 0, source.info.size)
     except (UserError, OSError):
         pass
+
+
+def number(value: int) -> bytes:
+    """A number of an xz index."""
+    groups = bytearray()
+    while value >= 0x80:
+        groups.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*groups, value])
+
+
+async def test_an_xz_index_that_takes_a_whole_stream_for_a_block() -> None:
+    header, blocks = PACKED["xz"][:12], PACKED["xz"][12:]
+    index = b"\0" + number(1) + number(len(blocks)) + number(2 * len(SMALL))
+    index += bytes(-len(index) % 4)
+    index += zlib.crc32(index).to_bytes(4, "little")
+    footer = struct.pack("<I", len(index) // 4 - 1) + header[6:8]
+    end = zlib.crc32(footer).to_bytes(4, "little") + footer + b"YZ"
+    async with open_unpacked(Ram(header + blocks + index + end), xz.Xz()) as source:
+        with pytest.raises(SourceError, match="shorter than its index says"):
+            await read(source, 0, 1)
+
+
+async def test_frames_that_are_together_larger_than_any_file() -> None:
+    head = struct.pack("<IBBQ", 0xFD2FB528, 0xC0, 0x58, 1 << 62)  # magic, 8 bytes of size, window, size
+    last_block = (1).to_bytes(3, "little")
+    with pytest.raises(UserError, match="larger than a file can be"):
+        async with open_unpacked(Ram((head + last_block) * 3), zstd.Zstd()):
+            pass
