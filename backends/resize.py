@@ -5,14 +5,13 @@ from __future__ import annotations
 import errno
 from dataclasses import dataclass, replace
 
+from nbdfs.around import PASSED
+from nbdfs.buffers import fill_zero, is_zero
 from nbdfs.errors import SourceError, UsageError
 from nbdfs.ranges import normalise
 from nbdfs.registry import SIZE, LayerDriver, OpenContext, option
-from nbdfs.source import ALLOCATION, HOLE, MAX_SIZE, ZERO, Caps, Extent, Layer, Source
+from nbdfs.source import ALLOCATION, HOLE, MAX_SIZE, ZERO, Extent, Layer, Source
 from nbdfs.window import Window
-
-_PASSED = (Caps.WRITE | Caps.FLUSH | Caps.FUA | Caps.TRIM | Caps.ZERO | Caps.FAST_ZERO | Caps.EXTENTS | Caps.CACHE
-           | Caps.MULTI_CONN | Caps.ROTATIONAL | Caps.IMMEDIATE)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -28,17 +27,17 @@ class Grown(Layer):
     def __init__(self, below: Source, size: int) -> None:
         super().__init__(below)
         self._end = below.info.size
-        self.info = replace(below.info, size=size, caps=below.info.caps & _PASSED)
+        self.info = replace(below.info, size=size, caps=below.info.caps & PASSED)
 
     async def pread_into(self, buffer: memoryview, offset: int) -> None:
         inside = self._inside(offset, len(buffer))
         if inside:
             await self.below.pread_into(buffer[:inside], offset)
-        buffer[inside:] = bytes(len(buffer) - inside)
+        fill_zero(buffer[inside:])
 
     async def pwrite(self, data: memoryview, offset: int, *, fua: bool = False) -> None:
         inside = self._inside(offset, len(data))
-        if any(data[inside:]):
+        if not is_zero(data[inside:]):
             raise SourceError(errno.ENOSPC, f"nothing can be kept behind {self._end}", where=self.info.description)
         if inside:
             await self.below.pwrite(data[:inside], offset, fua=fua)

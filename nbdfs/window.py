@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from nbdfs.source import ALLOCATION, Backing, Caps, Extent, Layer, Source
-
-# What this layer knows how to pass on; a capability that is not here stops at it.
-_PASSED = (Caps.WRITE | Caps.FLUSH | Caps.FUA | Caps.TRIM | Caps.ZERO | Caps.FAST_ZERO | Caps.EXTENTS | Caps.CACHE
-           | Caps.MULTI_CONN | Caps.ROTATIONAL | Caps.IMMEDIATE)  # fmt: skip
+from nbdfs.around import PASSED
+from nbdfs.source import ALLOCATION, Backing, Extent, Layer, Source
 
 
 class Window(Layer):
@@ -23,7 +20,7 @@ class Window(Layer):
         self.info = replace(
             info,
             size=size,
-            caps=info.caps & _PASSED,
+            caps=info.caps & PASSED,
             description=f"{name} of {info.description}",
             identity=f"{name} of {info.identity}" if info.identity else "",
         )
