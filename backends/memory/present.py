@@ -28,7 +28,10 @@ class Present:
     def add(self, offset: int, length: int) -> None:
         """The range was written."""
         first, last = offset >> _SHIFT, (offset + length - 1) >> _SHIFT
-        self._pages[first : last + 1] = b"\1" * (last + 1 - first)
+        if first == last:
+            self._pages[first] = 1
+        else:
+            self._pages[first : last + 1] = b"\1" * (last + 1 - first)
 
     def discard(self, offset: int, length: int) -> None:
         """Pages of the range may be gone."""

@@ -189,28 +189,27 @@ class Memory(Source):
         return found
 
     def view(self, offset: int, length: int, *, writable: bool = False) -> memoryview | None:
-        if self._pages is None or self._present is None:
+        pages, present = self._pages, self._present
+        if pages is None or present is None:
             return None
-        if self._present.covers(offset, length) or (writable and self._populate(offset, length)):
-            view: memoryview | None = self._pages.whole[offset : offset + length]
+        if present.covers(offset, length) or (writable and self._populate(pages, present, offset, length)):
+            view: memoryview | None = pages.whole[offset : offset + length]
         elif writable or length < _SMALLEST_ASKED:
             return None
         else:
-            view = self._pages.view(offset, length)
+            view = pages.view(offset, length)
         return view if writable or view is None else view.toreadonly()
 
-    def _populate(self, offset: int, length: int) -> bool:
+    def _populate(self, pages: Pages, present: Present, offset: int, length: int) -> bool:
         """Take the memory for a range that is about to be written; whether there is enough."""
-        assert self._pages is not None
-        assert self._present is not None
         if length > LARGEST_VIEW or not self._budget.spend(length):
             return False
-        first = align_down(offset, _PAGE)
+        beyond = offset & (_PAGE - 1)  # the first page begins so much before; the kernel itself looks after the last
         try:
-            self._pages.map.madvise(_MADV_POPULATE_WRITE, first, align_up(offset + length, _PAGE) - first)
+            pages.map.madvise(_MADV_POPULATE_WRITE, offset - beyond, length + beyond)
         except OSError:  # writing it the other way tells why
             return False
-        self._present.add(offset, length)
+        present.add(offset, length)
         return True
 
     def backing(self) -> Backing | None:

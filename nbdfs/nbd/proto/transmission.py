@@ -81,6 +81,9 @@ class ServerTransmission:
         self.header_size = self._header.size  # bytes
         self._magic = nbd.EXTENDED_REQUEST_MAGIC if agreed.extended else nbd.REQUEST_MAGIC
         self._refused: Refused | None = None
+        # Nearly all requests are of these, without flags and as they should be: that is found out first.
+        writes = not self.extended and not flags & nbd.FLAG_READ_ONLY
+        self._plain = {nbd.CMD_READ, nbd.CMD_WRITE} if writes else {nbd.CMD_READ}
         self._allowed = {command: flags_of & ~self._unavailable() for command, flags_of in _FLAGS.items()}
 
     def _unavailable(self) -> int:
@@ -116,13 +119,23 @@ class ServerTransmission:
             return self._with_payload(Request(command, flags & ~nbd.CMD_FLAG_PAYLOAD_LEN, cookie, offset, length))
         received.start = start + self._header.size
         request = Request(command, flags, cookie, offset, length)
+        fits = 0 < length <= self._maximum and offset + length <= self._size and not (offset | length) & self._mask
+        if not fits or flags or command not in self._plain:
+            return self._examined(request)
         if command == nbd.CMD_WRITE:
+            self._state = _State.PAYLOAD
+            self.payload_left = length
+        return request
+
+    def _examined(self, request: Request) -> Event | None:
+        """A request that is not one of `_plain`, or about which something may be wrong."""
+        if request.command == nbd.CMD_WRITE:
             if self.extended:
                 return Refused(request, nbd.EINVAL, "a write without a payload")
             return self._write(request)
-        if command == nbd.CMD_BLOCK_STATUS:
+        if request.command == nbd.CMD_BLOCK_STATUS:
             return self._checked(request._replace(contexts=tuple(self.contexts)))
-        if command == nbd.CMD_DISC:
+        if request.command == nbd.CMD_DISC:
             self._state = _State.CLOSED
             return Disconnect()
         return self._checked(request)
