@@ -57,7 +57,7 @@ class Spec:
 
 
 def parse(text: str) -> Spec:
-    """Parse a spec.  Raises UsageError for an empty one."""
+    """Parse a spec.  Raises UsageError for an empty one, and for a NUL, which no path or argument can hold."""
     layers: list[Segment] = []
     at = 0
     while match := _SEGMENT.match(text, at):
@@ -68,6 +68,8 @@ def parse(text: str) -> Spec:
         raise UsageError(f"the spec '{text}' names no source: write a URI, a path or NAME:ARGUMENT")
     if leaf.startswith("[" + _FOLD):
         return Spec(tuple(layers), argv=tuple(leaf.split(_FOLD)[1:-1]))
+    if "\0" in leaf:
+        raise UsageError("a spec has a NUL in it")
     if match := _URI.match(leaf):
         return Spec(tuple(layers), None, match[1], leaf)
     if match := _LEAF.match(leaf):
@@ -116,8 +118,11 @@ def _closing(words: Sequence[str], opening: int) -> int:
 def _segment(match: re.Match[str]) -> Segment:
     options = []
     for item in match[2].split(",")[1:]:
-        key, _, value = item.partition("=")
-        options.append((key, urllib.parse.unquote(value, errors="surrogateescape")))
+        key, _, quoted = item.partition("=")
+        value = urllib.parse.unquote(quoted, errors="surrogateescape")
+        if "\0" in value:
+            raise UsageError(f"{match[1]}: {key}: a value cannot hold a NUL")
+        options.append((key, value))
     return Segment(match[1], tuple(options))
 
 

@@ -105,7 +105,7 @@ def _check_file_name(name: str) -> None:
 
 def _target(document: Document, path: Path, given: Mapping[str, Any]) -> str:
     target = os.path.expanduser(str(given.get("target", "")))
-    if target and not os.path.isabs(target):
+    if target and (not os.path.isabs(target) or "\0" in target):
         document.blame((*path, "target"), f"the target '{target}' must be an absolute path")
     return target
 
@@ -142,7 +142,10 @@ def _words(key: str, action: argparse.Action, value: object) -> Iterator[str]:
 def _text(value: object) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise UsageError("must be text or a number")
-    return str(value)
+    text = str(value)
+    if "\0" in text:
+        raise UsageError("must not hold a NUL")
+    return text
 
 
 def _check_deeper(key: str, value: Any) -> None:

@@ -137,9 +137,10 @@ def _leaf(value: str | Mapping[str, Any]) -> str:
     if isinstance(value, str):
         return value
     if "argv" in value:
-        if len(value) > 1 or not value["argv"] or not is_a(value["argv"], "a list of texts"):
+        words = value["argv"]
+        if len(value) > 1 or not words or not is_a(words, "a list of texts") or any("\0" in word for word in words):
             raise UsageError('a captive server is leaf = {argv = ["PROGRAM", "ARGUMENT", ...]} and nothing else')
-        return spec.fold(value["argv"])
+        return spec.fold(words)
     argument = value.get("argument", "")
     if not isinstance(argument, str):
         raise UsageError("'argument' must be text")

@@ -153,6 +153,7 @@ def test_commands(words: str, status: int, says: str, capsys: Said) -> None:
         ("checkwrite::absent", FAILURE, "No such file"),
         ("conf:nothing", USAGE, "'nothing'"),
         ("cow,overlay=folder::zeroes", FAILURE, "folder: Is a directory"),
+        ("data,from=%00:", USAGE, "a value cannot hold a NUL"),
         ("data,from=absent:", FAILURE, "absent"),
         ("error,rate=2::zeroes", USAGE, "rate"),
         ("file:", USAGE, "a path is missing"),

@@ -171,6 +171,11 @@ WRONG = [
     ('[serve.a]\nsource = "x"\n[mount.a]\nsource = "x"\ntarget = "/x"',
      "3: 'a' is the name of [serve.a] on line 1 already"),
     ('[stack.a]\nspec = "x"\n[stack.a]\nspec = "y"', "3: 'stack.a' is there twice, first on line 1"),
+    ('[stack.a]\nspec = "x\\u0000"', "2: a spec has a NUL"),
+    ('[stack.a]\nleaf = {name = "data", from = "\\u0000"}', "1: a spec has a NUL"),
+    ('[stack.a]\nleaf = {argv = ["x", "y\\u0000z"]}', "2: a captive server is leaf"),
+    ('[mount.a]\ntarget = "/x\\u0000"\nsource = "x"', "2: the target '/x\\x00' must be an absolute path"),
+    ('[mount.a]\ntarget = "/x"\nsource = "x"\nlog-file = "\\u0000"', "4: log-file: must not hold a NUL"),
     ('[stack.a]\nspec = ', "2: not TOML: invalid value"),
 ]  # fmt: skip
 

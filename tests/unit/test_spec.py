@@ -51,12 +51,18 @@ def test_a_spec_needs_a_source(text: str) -> None:
         parse(text)
 
 
+@pytest.mark.parametrize("text", ["a\0b", "memory:\0", "nbd://h/\0", "l,a=%00::x", "file,a=%00:x"])
+def test_a_nul_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="NUL"):
+        parse(text)
+
+
 names = st.from_regex(r"[a-z][a-z0-9-]{0,5}", fullmatch=True)
 keys = st.text(string.ascii_letters + string.digits + "-_ %+", min_size=1, max_size=4)
-values = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+values = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8)
 segments = st.builds(Segment, names, st.lists(st.tuples(keys, values), max_size=3).map(tuple))
 layers = st.lists(segments, max_size=3).map(tuple)
-rest = st.text(max_size=12)
+rest = st.text(st.characters(exclude_characters="\0"), max_size=12)
 
 
 @given(st.builds(Spec, layers, segments, argument=rest.filter(lambda text: not text.startswith(("//", ":")))))
