@@ -12,7 +12,7 @@ from nbdfs.errors import UsageError
 from nbdfs.registry import SPEC, Driver, LayerDriver, Option, SourceDriver
 from nbdfs.spec import Segment, Spec
 
-_PASSWORD = re.compile(r"(?<=://)([^/?#@:]*:)[^/?#@]*@")  # in the authority of a URI (RFC 3986, 3.2.1)
+_PASSWORD = re.compile(r"(?<=://)([^/?#@:]*:)[^/?#]*@")  # in the authority of a URI (RFC 3986, 3.2.1)
 _QUERY = re.compile(r"^(http(?:s|\+unix)?://[^?]*\?).+", re.DOTALL)  # it may be a signature
 
 
@@ -28,7 +28,7 @@ class Plan:
 
     def __str__(self) -> str:
         """The spec in canonical form, secrets left out."""
-        leaf = _without_secrets(self.argument) if not self.argv else f"[ {' '.join(self.argv)} ]"
+        leaf = without_secrets(self.argument) if not self.argv else f"[ {' '.join(map(without_secrets, self.argv))} ]"
         shown = _shown(self.source, self.options)
         is_path = self.source.name == "file" and leaf.startswith(("/", "."))
         is_uri = leaf.startswith(tuple(f"{scheme}://" for scheme in self.source.schemes))
@@ -104,8 +104,9 @@ def _shown(driver: Driver, options: Any) -> str:
 def _shown_value(option: Option, value: object) -> str:
     if option.kind.secret:
         return "***"
-    return str(plan(value)) if option.kind is SPEC and isinstance(value, str) else _without_secrets(str(value))
+    return str(plan(value)) if option.kind is SPEC and isinstance(value, str) else without_secrets(str(value))
 
 
-def _without_secrets(text: str) -> str:
+def without_secrets(text: str) -> str:
+    """An argument or a value as it may be shown: no password in a URI, no query of a web server's."""
     return _QUERY.sub(r"\1***", _PASSWORD.sub(r"\1***@", text))

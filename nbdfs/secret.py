@@ -115,7 +115,7 @@ class Secret:
             why = error.strerror if isinstance(error, OSError) else "nothing was typed"
             raise UserError(f"cannot read the secret {self}: {why}") from error
         log.warning("a secret is written in the command line, where others can see it: use +FILE, - or -FD")
-        return _part(io.BytesIO(text.encode()), offset, size)
+        return _part(io.BytesIO(text.encode("utf-8", "surrogateescape")), offset, size)
 
     @property
     def is_literal(self) -> bool:

@@ -19,8 +19,10 @@ from collections.abc import Mapping, Sequence
 import trio
 
 import nbdfs
+from nbdfs.backends.http import digest
+from nbdfs.backends.http.digest import Digest
 from nbdfs.backends.http.options import HttpOptions
-from nbdfs.backends.http.wire import Digest
+from nbdfs.backends.http.wire import carried, target_of
 from nbdfs.errors import UserError
 from nbdfs.secret import Secret
 
@@ -85,18 +87,18 @@ class Access:
             self._prepared.clear()
             return True
 
-    def challenge(self, method: str, url: str, headers: Mapping[str, str]) -> bool:
+    def challenge(self, url: str, headers: Mapping[str, str]) -> bool:
         """Take in a 401 response: whether the same request, sent again, will answer it.
 
-        Raises ValueError for a challenge that makes no sense or that nobody here can answer.
+        Raises ChallengeError for a challenge that makes no sense or that nobody here can answer.
         """
-        asked = headers.get("www-authenticate", "").lower()
-        if not self._user or not asked.startswith("digest") or not _same_origin(url, self.url):
+        asked = headers.get("www-authenticate", "")
+        if not self._user or not digest.is_digest(asked) or not _same_origin(url, self.url):
             return False
-        if self._digest and "stale=true" not in asked.replace('"', "").replace(" ", ""):
+        fields = digest.parse(asked)
+        if self._digest and fields.get("stale", "").lower() != "true":
             return False  # the login itself was refused
-        self._digest = self._digest or Digest(self._user, self._password)
-        self._digest.challenged(method, url, headers)
+        self._digest = Digest(carried(self._user), carried(self._password), fields)
         self._prepared.clear()
         return True
 
@@ -106,7 +108,7 @@ class Access:
             self._prepared = {url: self._lasting_headers(url)}  # the last URL is nearly always the next
         result = [*self._prepared[url], *extra]
         if self._digest and _same_origin(url, self.url):
-            result.append(("Authorization", self._digest.authorization(method, url)))
+            result.append(("Authorization", self._digest.authorization(method, target_of(url))))
         return result
 
     def _lasting_headers(self, url: str) -> list[tuple[str, str]]:
@@ -114,7 +116,7 @@ class Access:
         if _same_origin(url, self.url):
             result += self._fixed + self._scripted
             if self._user and not self._digest:
-                login = base64.b64encode(f"{self._user}:{self._password}".encode()).decode()
+                login = base64.b64encode(f"{self._user}:{self._password}".encode("utf-8", "surrogateescape")).decode()
                 result.append(("Authorization", f"Basic {login}"))
         if self._cookies:
             result += self._cookie(url)
@@ -167,9 +169,13 @@ def _split_login(url: str) -> tuple[str, str, str]:
         return url, "", ""
     log.warning("a login is written in the URL, where others can see it: use user= and password=+FILE")
     login, _, host = parts.netloc.rpartition("@")
-    user, _, password = login.partition(":")
-    bare = urllib.parse.urlunsplit(parts._replace(netloc=host))
-    return bare, urllib.parse.unquote(user), urllib.parse.unquote(password)
+    return urllib.parse.urlunsplit(parts._replace(netloc=host)), *parse_login(login)
+
+
+def parse_login(login: str) -> tuple[str, str]:
+    """User and password of what stands before the `@` of a URL."""
+    user, _, password = (urllib.parse.unquote(part, errors="surrogateescape") for part in login.partition(":"))
+    return user, password
 
 
 def _same_origin(one: str, other: str) -> bool:

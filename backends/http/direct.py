@@ -19,7 +19,15 @@ from typing import NamedTuple
 import h11
 import trio
 
-from nbdfs.backends.http.wire import Headers, Response, UnreachableError, UntrustedError, Wire, WireError
+from nbdfs.backends.http.wire import (
+    Headers,
+    Response,
+    UnreachableError,
+    UntrustedError,
+    Wire,
+    WireError,
+    target_of,
+)
 from nbdfs.nbd.channel import WOULD_BLOCK, Channel, dial
 from nbdfs.nbd.uri import Tcp, Unix
 from nbdfs.undo import unless_done
@@ -41,7 +49,7 @@ class _Place(NamedTuple):
 def _place(url: str) -> _Place:
     parts = urllib.parse.urlsplit(url)
     origin = (parts.scheme, parts.hostname or "", parts.port or _PORTS[parts.scheme])
-    return _Place(origin, urllib.parse.urlunsplit(("", "", parts.path or "/", parts.query, "")))
+    return _Place(origin, target_of(url))
 
 
 class _Connection:

@@ -13,13 +13,14 @@ from typing import BinaryIO
 
 import trio
 
-from nbdfs.backends.http.access import Access, is_url, read_text
+from nbdfs.backends.http.access import Access, is_url, parse_login, read_text
 from nbdfs.backends.http.direct import Direct
 from nbdfs.backends.http.options import HttpOptions
 from nbdfs.backends.http.remote import BusyError, Remote
 from nbdfs.backends.http.resource import Resource, probe, refuse_coding
 from nbdfs.backends.http.wire import Proxy, Wire, WireError
 from nbdfs.errors import UsageError, UserError
+from nbdfs.plans import without_secrets
 from nbdfs.registry import OpenContext
 from nbdfs.scratch import temporary_directory
 from nbdfs.source import Source
@@ -60,7 +61,9 @@ def _location(argument: str, options: HttpOptions) -> tuple[str, str]:
             return "", ""
         raise UsageError("http: a URL is missing: http://HOST/PATH")
     if not is_url(argument, "http+unix"):
-        raise UsageError(f"'{argument}' is not a URL: write http://HOST/PATH with special characters as %XX")
+        raise UsageError(
+            f"'{without_secrets(argument)}' is not a URL: write http://HOST/PATH with special characters as %XX"
+        )
     parts = urllib.parse.urlsplit(argument)
     if parts.scheme == "http+unix":
         socket = urllib.parse.unquote(parts.netloc)
@@ -103,11 +106,11 @@ def _proxy(url: str, options: HttpOptions) -> Proxy | None:
     if not is_url(whole):
         raise UsageError("http: what proxy= names is no HTTP proxy: write http://HOST:PORT")
     split = urllib.parse.urlsplit(whole)
-    password = split.password or ""
+    login, _, host = split.netloc.rpartition("@")
+    user, password = parse_login(login)
     if options.proxy_password:
         password = read_text(options.proxy_password, "Password at the proxy")
-    bare = f"{split.scheme}://{split.netloc.rpartition('@')[2]}"
-    return Proxy(bare, options.proxy_user or split.username or "", password)
+    return Proxy(f"{split.scheme}://{host}", options.proxy_user or user, password)
 
 
 async def _download(remote: Remote, file: BinaryIO) -> None:

@@ -1,4 +1,4 @@
-"""HTTP over httpcore2 (the transport of httpx2) on trio: HTTP/2 and proxies.  The only module that knows it."""
+"""HTTP over httpcore2 on trio: HTTP/2 and proxies.  The only module that knows it."""
 
 from __future__ import annotations
 
@@ -98,6 +98,8 @@ def _translated() -> Iterator[None]:
         if isinstance(error, httpcore2.TimeoutException):
             raise WireError("the server went silent") from error
         raise WireError(said) from error
+    except UnicodeError as error:  # a server may send us anywhere
+        raise UnreachableError("this is no name of a host") from error
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -109,4 +111,5 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _proxy(proxy: Proxy) -> httpcore2.Proxy:
-    return httpcore2.Proxy(proxy.url, auth=(proxy.user, proxy.password) if proxy.user else None)
+    user, password = (text.encode("utf-8", "surrogateescape") for text in (proxy.user, proxy.password))
+    return httpcore2.Proxy(proxy.url, auth=(user, password) if user else None)

@@ -18,6 +18,7 @@ from typing import TypeVar
 import trio
 
 from nbdfs.backends.http.access import Access, is_url
+from nbdfs.backends.http.digest import ChallengeError
 from nbdfs.backends.http.wire import Response, UnreachableError, UntrustedError, Wire, WireError
 from nbdfs.errors import SourceError, UserError
 
@@ -125,7 +126,7 @@ class Remote:
             async with response:
                 if response.status in _REDIRECTS:
                     url = self._target(method, url, response)
-                elif response.status == 401 and self._challenge(method, url, response):
+                elif response.status == 401 and self._challenge(url, response):
                     log.debug("%s: answering a digest challenge", self.shown)
                 elif response.status in _REFUSALS and not renewed and await self._renew(seen):
                     url, renewed = access.final, True
@@ -151,10 +152,10 @@ class Remote:
         except UserError as error:
             raise self.failure(str(error)) from error
 
-    def _challenge(self, method: str, url: str, response: Response) -> bool:
+    def _challenge(self, url: str, response: Response) -> bool:
         try:
-            return self._access.challenge(method, url, response.headers)
-        except ValueError as error:
+            return self._access.challenge(url, response.headers)
+        except ChallengeError as error:
             raise self.failure(f"the server wants a login that is not possible here: {error}") from error
 
     def _target(self, method: str, url: str, response: Response) -> str:

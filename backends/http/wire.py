@@ -7,7 +7,8 @@ does, redirects, login, retries and checking what was asked against what came, i
 from __future__ import annotations
 
 import abc
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+import urllib.parse
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -36,6 +37,17 @@ class Proxy:
     url: str
     user: str = ""
     password: str = ""
+
+
+def carried(text: str) -> str:
+    """Text as a header carries it: a letter for each byte of its UTF-8, or of what was no UTF-8 when we got it."""
+    return text.encode("utf-8", "surrogateescape").decode("latin-1")
+
+
+def target_of(url: str) -> str:
+    """What the line of a request for a URL asks the server for."""
+    parts = urllib.parse.urlsplit(url)
+    return urllib.parse.urlunsplit(("", "", parts.path or "/", parts.query, ""))
 
 
 class _Closed(abc.ABC):
@@ -91,36 +103,3 @@ class Wire(_Closed):
 
         Raises WireError, UnreachableError or UntrustedError.
         """
-
-
-class Digest:
-    """Digest authentication (RFC 7616): answers the server's last challenge."""
-
-    def __init__(self, user: str, password: str) -> None:
-        import httpx2
-
-        self._auth = httpx2.DigestAuth(user, password)
-
-    def challenged(self, method: str, url: str, headers: Mapping[str, str]) -> None:
-        """Take in the challenge of a 401 response.  Raises ValueError if it makes no sense or cannot be answered."""
-        import httpx2
-
-        flow = self._auth.auth_flow(httpx2.Request(method, url))
-        try:
-            next(flow)
-            flow.send(httpx2.Response(401, headers={"www-authenticate": headers["www-authenticate"]}))
-        except StopIteration:
-            return
-        except httpx2.ProtocolError as error:
-            raise ValueError(str(error)) from error
-        except NotImplementedError as error:
-            raise ValueError("Digest authentication with qop=auth-int") from error
-        except ValueError as error:  # a field without =
-            raise ValueError("Malformed Digest WWW-Authenticate header") from error
-
-    def authorization(self, method: str, url: str) -> str:
-        """The value of the Authorization header for a request, empty before any challenge."""
-        import httpx2
-
-        request = next(self._auth.auth_flow(httpx2.Request(method, url)))
-        return request.headers.get("authorization", "")

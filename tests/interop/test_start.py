@@ -12,7 +12,7 @@ import pytest
 
 from tests.tools import TIMEOUT, command
 
-HEAVY = {"libtorrent", "httpx2", "httpcore2", "numpy", "cryptography", "asyncio"}
+HEAVY = {"libtorrent", "httpcore2", "numpy", "cryptography", "asyncio"}
 NOT_TO_COPY = HEAVY | {"trio", "ssl", "importlib.metadata", "nbdfs.stack", "nbdfs.checked"}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import errno
 import random
 import socket
@@ -12,7 +13,10 @@ import pytest
 import trio
 import trustme
 
+from nbdfs.backends.http.access import Access
+from nbdfs.backends.http.options import HttpOptions
 from nbdfs.errors import UserError
+from nbdfs.secret import Secret
 from nbdfs.source import Caps, Health, read
 from nbdfs.stack import open_stack
 from tests.hostile_http import Served, hostile
@@ -149,11 +153,14 @@ async def test_a_server_that_dies_and_returns_is_survived(tmp_path: Path) -> Non
             assert await read(source, 0, 5000) == CONTENT[:5000]
 
 
-@pytest.mark.parametrize("argument", ["http://", "http://host name/x", "http://h:99999/", "http+unix://relative/x"])
+@pytest.mark.parametrize(
+    "argument", ["http://", "http://host name/x", "http://h:99999/", "http+unix://relative/x", "http://me:hush@h t/"]
+)
 async def test_urls_that_are_none(argument: str) -> None:
-    with pytest.raises(UserError, match=r"not a URL|socket's path"):
+    with pytest.raises(UserError, match=r"not a URL|socket's path") as caught:
         async with open_stack(argument):
             pass
+    assert "hush" not in str(caught.value)
 
 
 # ---- the content changes
@@ -229,9 +236,9 @@ async def test_logins(server: Served, path: str, tmp_path: Path, caplog: pytest.
 @pytest.mark.parametrize(
     ("path", "says"),
     [
-        ("digest-of-the-body", "auth-int"),
+        ("digest-of-the-body", "protect the body too"),
         ("digest-unknown", "algorithm 'ROT13'"),
-        ("digest-malformed", "Malformed"),
+        ("digest-malformed", "makes no sense"),
     ],
 )
 async def test_a_login_that_is_not_possible_is_told_at_once(
@@ -269,6 +276,15 @@ async def test_a_login_in_the_url_works_and_is_not_shown(server: Served, caplog:
         assert await read(source, 5, 50) == CONTENT[5:55]
         assert "secret" not in source.info.description + source.info.identity
     assert "can see it" in caplog.text
+
+
+def test_a_login_goes_out_as_the_bytes_it_came_in(tmp_path: Path) -> None:
+    key = key_file(tmp_path / "key", b"caf\xe9")
+    by_option = Access("http://h/x", HttpOptions(user="\udcff", password=Secret(f"+{key}")))
+    by_url = Access("http://%ff:caf%e9@h/x", HttpOptions())
+    login = "Basic " + base64.b64encode(b"\xff:caf\xe9").decode()
+    for access in by_option, by_url:
+        assert ("Authorization", login) in access.headers("GET", "http://h/x", [])
 
 
 async def test_secrets_do_not_follow_a_redirect_elsewhere(server: Served, tmp_path: Path) -> None:
@@ -385,11 +401,18 @@ async def test_proxy(server: Served, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is no HTTP proxy"):
         async with open_stack(f"http,proxy=socks5://x::{url}"):
             pass
+    with pytest.raises(UserError, match="cannot reach the server: this is no name of a host"):
+        async with open_stack(f"http,proxy=.::{url}"):
+            pass
+    (tmp_path / "key").write_bytes(b"caf\xe9")
+    with pytest.raises(UserError, match="407: the proxy wants a login"):
+        async with open_stack(f"http,proxy={server.base}{login}::{url}"):
+            pass
 
 
 async def test_the_environment_names_a_proxy(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "")
-    monkeypatch.setenv("http_proxy", server.base.replace("//", "//user:secret@"))
+    monkeypatch.setenv("http_proxy", server.base.replace("//", "//user:s%65cret@"))
     async with open_stack("http://no.such.host.example/plain") as source:
         assert await read(source, 5, 50) == CONTENT[5:55]
 

@@ -62,6 +62,10 @@ def test_a_file_without_end_is_refused_but_a_part_of_it_is_a_secret() -> None:
     assert Secret("+/dev/zero").read(offset=1 << 40, size=32) == bytes(32)
 
 
+def test_a_literal_is_the_bytes_of_the_command_line() -> None:
+    assert Secret("caf\udce9").read() == b"caf\xe9"
+
+
 def test_from_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 

@@ -13,6 +13,7 @@ from nbdfs.backends.blocksize import Blocksize
 from nbdfs.errors import UsageError, UserError
 from nbdfs.registry import LayerDriver, NoOptions, OpenContext
 from nbdfs.source import Caps, Source, read
+from nbdfs.spec import fold_captives
 from nbdfs.stack import open_stack, plan
 
 
@@ -62,6 +63,7 @@ def test_a_plan_is_shown_as_a_spec(text: str, shown: str) -> None:
     "text, shown",
     [
         ("https://user:hush@host/x?a=b@c", "https://user:***@host/x?***"),
+        ("https://user:hu@sh@host/x", "https://user:***@host/x"),
         ("http,url-script=curl -u me%3Ahush https%3A//x:", "http,url-script=***:"),
         ("http+unix://%2Frun%2Fs/x?signature=hush", "http+unix://%2Frun%2Fs/x?***"),
         ("nbd+unix:///x?socket=/run/s", "nbd+unix:///x?socket=/run/s"),
@@ -78,6 +80,11 @@ def test_a_plan_is_shown_as_a_spec(text: str, shown: str) -> None:
 )
 def test_a_password_in_a_uri_is_not_shown(text: str, shown: str) -> None:
     assert str(plan(text)) == shown
+
+
+def test_a_password_among_the_words_of_a_captive_server_is_not_shown() -> None:
+    words = ["[", "nbdkit", "curl", "url=https://user:hush@host/x", "]"]
+    assert str(plan(fold_captives(words)[0])) == "[ nbdkit curl url=https://user:***@host/x ]"
 
 
 def test_a_secret_is_not_shown() -> None:
