@@ -8,7 +8,7 @@ it touches, so no read-modify-write can undo a neighbour's completed write.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from nbdfs.errors import SourceError
@@ -30,6 +30,7 @@ class Blocksize(Layer):
         self._step = max(align_down(block.maximum, block.minimum), block.minimum)
         self._lock = RangeLock()
         self.eager = below.eager
+        self.batches = below.batches
         self.info = replace(below.info, block=BlockSize(1, block.preferred, _MAXIMUM))
 
     async def pread_into(self, buffer: memoryview, offset: int) -> None:
@@ -99,6 +100,18 @@ class Blocksize(Layer):
         if (offset | length) & (self._block - 1):
             return None
         return self.below.view(offset, length, writable=writable)
+
+    def read_now(self, buffer: memoryview, length: int, offsets: Sequence[int]) -> int:
+        return self.below.read_now(buffer, length, offsets) if self._whole(length, offsets) else 0
+
+    def write_now(self, data: memoryview, length: int, offsets: Sequence[int]) -> int:
+        if not self._lock.free or not self._whole(length, offsets):
+            return 0
+        return self.below.write_now(data, length, offsets)
+
+    def _whole(self, length: int, offsets: Sequence[int]) -> bool:
+        """Whether these are requests of whole blocks, and not too long."""
+        return length <= self._step and not any((offset | length) & (self._block - 1) for offset in offsets)
 
     def backing(self) -> Backing | None:
         return self.below.backing()

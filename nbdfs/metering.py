@@ -11,7 +11,7 @@ import errno
 import time
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import TracebackType
 
@@ -37,6 +37,12 @@ class Figures:
         self.buckets = [0] * (len(BOUNDS) + 1)
         self.errors: Counter[str] = Counter()  # by name of errno
         self.in_flight = 0
+
+    def add(self, requests: int, length: int, elapsed: float) -> None:
+        """So many requests of `length` bytes in all took so many seconds together, each of them all that time."""
+        self.seconds += requests * elapsed
+        self.buckets[bisect_left(BOUNDS, elapsed)] += requests
+        self.bytes += length
 
     @property
     def requests(self) -> int:
@@ -93,6 +99,7 @@ class Metered(Layer):
         self._write = self._figures["write"]
         self.info = replace(below.info, caps=below.info.caps & PASSED)
         self.eager = below.eager
+        self.batches = below.batches
 
     async def pread_into(self, buffer: memoryview, offset: int) -> None:
         with _Timed(self._read, len(buffer)):
@@ -135,6 +142,18 @@ class Metered(Layer):
             figures.buckets[0] += 1
             figures.bytes += length
         return view
+
+    def read_now(self, buffer: memoryview, length: int, offsets: Sequence[int]) -> int:
+        began = time.perf_counter()
+        done = self.below.read_now(buffer, length, offsets)
+        self._read.add(done, done * length, time.perf_counter() - began)
+        return done
+
+    def write_now(self, data: memoryview, length: int, offsets: Sequence[int]) -> int:
+        began = time.perf_counter()
+        done = self.below.write_now(data, length, offsets)
+        self._write.add(done, done * length, time.perf_counter() - began)
+        return done
 
     def backing(self) -> Backing | None:
         return self.below.backing()

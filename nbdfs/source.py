@@ -20,7 +20,7 @@ from __future__ import annotations
 import abc
 import enum
 import errno
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -133,11 +133,12 @@ class Source(abc.ABC):
 
     `info` is valid from entry on.  Only `pread_into` is mandatory; whatever else a source
     implements it declares in `info.caps`.  `eager` says that its operations can be begun without a task: they
-    wait only as `nbdfs.eager` has it.
+    wait only as `nbdfs.eager` has it.  `batches` says that `read_now` and `write_now` are worth trying.
     """
 
     info: SourceInfo
     eager: bool = False
+    batches: bool = False
 
     async def __aenter__(self) -> Self:
         return self
@@ -210,6 +211,21 @@ class Source(abc.ABC):
         caller's next checkpoint.
         """
         return None
+
+    def read_now(self, buffer: memoryview, length: int, offsets: Sequence[int]) -> int:
+        """Fill `buffer` with `length` bytes from each of the offsets, one behind the other, as far as nothing waits.
+
+        The number of reads that were done, from the first on.  What is left is for `pread_into`, which waits, or
+        tells what is wrong.
+        """
+        return 0
+
+    def write_now(self, data: memoryview, length: int, offsets: Sequence[int]) -> int:
+        """Write `data`, `length` bytes to each of the offsets, as far as nothing waits: the number that were done.
+
+        Of what is left, and is for `pwrite`, a part may have been written.
+        """
+        return 0
 
     def backing(self) -> Backing | None:
         """A plain file that is the data, if there is one."""

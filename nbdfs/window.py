@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from nbdfs.around import PASSED
@@ -16,6 +16,7 @@ class Window(Layer):
         super().__init__(below)
         self._start = start
         self.eager = below.eager
+        self.batches = below.batches
         info = below.info
         self.info = replace(
             info,
@@ -51,6 +52,12 @@ class Window(Layer):
 
     def view(self, offset: int, length: int, *, writable: bool = False) -> memoryview | None:
         return self.below.view(offset + self._start, length, writable=writable)
+
+    def read_now(self, buffer: memoryview, length: int, offsets: Sequence[int]) -> int:
+        return self.below.read_now(buffer, length, [offset + self._start for offset in offsets])
+
+    def write_now(self, data: memoryview, length: int, offsets: Sequence[int]) -> int:
+        return self.below.write_now(data, length, [offset + self._start for offset in offsets])
 
     def poller(self) -> Callable[[], bool] | None:
         return self.below.poller()

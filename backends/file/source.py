@@ -10,13 +10,14 @@ its thread: otherwise it could overwrite what is written later.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import mmap
 import os
 import stat
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Self, TypeVar
 
@@ -48,6 +49,7 @@ class File(Source):
     """The file at `path`, all of it, with the size it has when it is opened."""
 
     eager = True
+    batches = True
 
     def __init__(self, path: str, options: Options, *, readonly: bool) -> None:
         self._path = path
@@ -102,6 +104,20 @@ class File(Source):
         if done < len(buffer):
             await self._read_in_thread(buffer[done:], offset + done)
 
+    def read_now(self, buffer: memoryview, length: int, offsets: Sequence[int]) -> int:
+        fd, flags, start, done = self._fd, self._read_flags, 0, 0
+        if self._options.direct:
+            return 0
+        try:
+            for offset in offsets:
+                if os.preadv(fd, [buffer[start : start + length]], offset, flags) < length:
+                    break
+                start += length
+                done += 1
+        except OSError:  # not in the page cache, or what is wrong shows again the other way
+            pass
+        return done
+
     async def _read_in_thread(self, buffer: memoryview, offset: int) -> None:
         own = self._spares.take(len(buffer))
         await self._thread(lambda: read_whole(self._fd, own, offset), abandon=True)
@@ -119,6 +135,22 @@ class File(Source):
             await self._thread(lambda: self._write(data, offset, fua))
         else:
             self._throttle.watch(lambda: self._write(data, offset, fua))
+
+    def write_now(self, data: memoryview, length: int, offsets: Sequence[int]) -> int:
+        if self._options.direct or not self._file.local or self._throttle.waits():
+            return 0
+        done = 0
+
+        def write() -> None:
+            nonlocal done
+            self._check_length()
+            for offset in offsets:
+                write_whole(self._fd, data[done * length : (done + 1) * length], offset)
+                done += 1
+
+        with contextlib.suppress(OSError):  # which shows again the other way
+            self._throttle.watch(write)
+        return done
 
     def _write(self, data: memoryview, offset: int, fua: bool) -> None:
         self._check_length()

@@ -113,6 +113,17 @@ class SectorCipher:
         """The reverse."""
         self._run(self._engine().encrypt, source, target, first)
 
+    def decrypt_runs(self, data: memoryview, firsts: Sequence[int]) -> None:
+        """Decrypt in place runs of one length, CHUNK bytes at most, that lie one behind the other.
+
+        `firsts` are the numbers of their first sectors.
+        """
+        self._run_runs(self._engine().decrypt, data, data, firsts)
+
+    def encrypt_runs(self, source: memoryview, target: memoryview, firsts: Sequence[int]) -> None:
+        """The reverse, into a buffer of the same length."""
+        self._run_runs(self._engine().encrypt, source, target, firsts)
+
     def decrypt_pieces(self, pieces: Sequence[Piece]) -> None:
         """Decrypt pieces of the same length, CHUNK bytes in all at most."""
         self._run_pieces(self._engine().decrypt, pieces)
@@ -127,14 +138,21 @@ class SectorCipher:
             count = self._count[: (len(source) - at) // self._sector_size]
             operation(source[part], target[part], count + np.uint64(first + at // SECTOR & _EVERY))
 
+    def _run_runs(self, operation: _Operation, source: memoryview, target: memoryview, firsts: Sequence[int]) -> None:
+        size = self._sector_size
+        starts = np.array([first & _EVERY for first in firsts], "<u8")
+        numbers = np.add.outer(starts, self._count[: len(source) // len(firsts) // size]).reshape(-1)
+        for at in range(0, len(source), CHUNK):
+            part = slice(at, at + CHUNK)
+            operation(source[part], target[part], numbers[at // size : (at + CHUNK) // size])
+
     def _run_pieces(self, operation: _Operation, pieces: Sequence[Piece]) -> None:
         length = len(pieces[0].source)
         if len(pieces) == 1:
             self._run(operation, *pieces[0])
             return
         data = memoryview(bytearray().join([piece.source for piece in pieces]))
-        firsts = np.array([piece.first & _EVERY for piece in pieces], "<u8")
-        operation(data, data, np.add.outer(firsts, self._count[: length // self._sector_size]).reshape(-1))
+        self._run_runs(operation, data, data, [piece.first for piece in pieces])
         for at, piece in enumerate(pieces):
             piece.target[:] = data[at * length : (at + 1) * length]
 

@@ -50,6 +50,7 @@ class Luks(Layer):
         self._decrypting: dict[int, Together[Piece]] = {}  # by length
         self._encrypting: dict[int, Together[Piece]] = {}
         self.eager = below.eager
+        self.batches = below.batches
         info, sector = below.info, segment.sector_size
         passed = _PASSED | Caps.TRIM | Caps.EXTENTS if discards else _PASSED
         if info.block.minimum > sector or segment.offset % info.block.minimum:
@@ -98,6 +99,25 @@ class Luks(Layer):
         finally:
             if len(self._spare) < _SPARE:
                 self._spare.append(spare)
+
+    def read_now(self, buffer: memoryview, length: int, offsets: Sequence[int]) -> int:
+        if length > CHUNK:
+            return 0
+        done = self.below.read_now(buffer, length, [self._start + offset for offset in offsets])
+        if done:
+            self._cipher.decrypt_runs(buffer[: done * length], self._firsts(offsets[:done]))
+        return done
+
+    def write_now(self, data: memoryview, length: int, offsets: Sequence[int]) -> int:
+        if length > CHUNK:
+            return 0
+        result = memoryview(bytearray(len(data)))
+        self._cipher.encrypt_runs(data, result, self._firsts(offsets))
+        return self.below.write_now(result, length, [self._start + offset for offset in offsets])
+
+    def _firsts(self, offsets: Sequence[int]) -> list[int]:
+        """The numbers of the sectors there."""
+        return [offset // SECTOR + self._tweak for offset in offsets]
 
     @staticmethod
     def _together(

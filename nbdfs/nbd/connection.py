@@ -30,6 +30,7 @@ import trio
 from nbdfs import eager
 from nbdfs.export import Export
 from nbdfs.flights import Flight, Flights
+from nbdfs.nbd.batches import Batches
 from nbdfs.nbd.exports import facts_of
 from nbdfs.nbd.limits import OVERHEAD
 from nbdfs.nbd.operations import Operations
@@ -81,6 +82,7 @@ class Connection:
         self._slice_end = 0
         self._flights: Flights[_Flight] = Flights()
         self._push_is_due = False
+        self._batches: Batches | None = None  # of a source that has a use for them
         self._poller: Callable[[], bool] | None = None  # of the source
 
     async def run(self) -> None:
@@ -159,6 +161,8 @@ class Connection:
         borrows = self._immediate and facts.maximum <= self._limits.client_memory
         self.operations = Operations(export, self._machine, self._output, borrows=borrows)
         self._eager = export.source.eager and not export.before_access
+        if export.source.batches and not export.before_access:
+            self._batches = Batches(export.source, self._machine, self._output, self._singly)
         self._poller = export.source.poller()
         self._in_transmission = True
         ended: Exception | None = None
@@ -171,6 +175,8 @@ class Connection:
             except (HungUpError, ProtocolError, OSError) as error:
                 ended = error  # what is in flight is carried out all the same
             try:
+                if self._batches is not None:
+                    await self._batches.carry_out()
                 eager.uncork()
                 await self._flights.fewer_than(1)
             finally:
@@ -194,6 +200,11 @@ class Connection:
                 await self._flush_batch()
                 await self._receive()
             elif isinstance(event, Request):
+                if self._batches is not None and self._batches.take(event):
+                    await self._put_off(event, self._batches)
+                    continue
+                if self._batches:
+                    await self._flush_batch()
                 if not self._immediate or event.length > most:
                     await self._begin(event)
                 elif event.command != nbd.CMD_WRITE or not self._write_in_place(event):
@@ -203,9 +214,35 @@ class Connection:
             elif isinstance(event, Disconnect):
                 return
 
+    # Requests that came together
+
+    async def _put_off(self, request: Request, batches: Batches) -> None:
+        """Wait with a small request until all that came along are known."""
+        received, payload = self._input, None
+        if request.command == nbd.CMD_WRITE:
+            while len(received) < request.length:
+                await self._flush_batch()
+                await self._receive()
+            payload = received.view[received.start : received.start + request.length]
+            received.start += request.length
+            self._machine.payload_received(request.length)
+        batches.add(request, payload)
+        if batches.full:
+            await self._flush_batch()
+
+    async def _singly(self, request: Request, payload: memoryview | None) -> None:
+        """Carry out a small request by itself after all."""
+        if not self._immediate:
+            await self._begin(request, payload)
+        elif payload is None:
+            await self._read_now(request)
+        else:
+            await self.operations.perform(request, payload)
+
     # Requests that may wait
 
-    async def _begin(self, request: Request) -> None:
+    async def _begin(self, request: Request, received: memoryview | None = None) -> None:
+        """Begin a flight; `received` is the payload of a WRITE if it is here already."""
         payload = request.length if request.command in (nbd.CMD_READ, nbd.CMD_WRITE) else 0
         weight = payload + OVERHEAD
         if not self._memory.reserve_now(weight):
@@ -214,7 +251,10 @@ class Connection:
         buffer = self._server.buffers.take(payload) if payload else None
         if buffer is not None and request.command == nbd.CMD_WRITE:
             with unless_done(lambda: self.give_back(weight, buffer)):
-                await self._receive_payload(buffer[:payload])
+                if received is None:
+                    await self._receive_payload(buffer[:payload])
+                else:
+                    buffer[:payload] = received
         flight = _Flight(self, request, weight, buffer)
         if not self._immediate:  # which may wait before the next flush
             eager.cork()  # others may follow: what they send can go together
@@ -280,7 +320,9 @@ class Connection:
             await self._flush_batch()
 
     async def _flush_batch(self) -> None:
-        """Send all replies; what they borrow is free then."""
+        """Carry out what was put off, and send all replies; what they borrow is free then."""
+        if self._batches:
+            self._borrowing += await self._batches.carry_out()
         eager.uncork()
         if self._borrowing:
             await self._output.flush_borrowed()
@@ -426,6 +468,8 @@ class Connection:
         if scope.cancelled_caught:
             self._input.rest()
             self._batch = memoryview(b"")
+            if self._batches is not None:
+                self._batches.rest()
             self._server.buffers.drop()
             await self._readable(max(idle - _RESTING, 0), "idle for too long")
 

@@ -220,6 +220,37 @@ async def test_view_is_the_data(device: Device) -> None:
             await device.check(offset, length)
 
 
+async def test_what_is_done_at_once_is_what_the_ordinary_way_does(device: Device) -> None:
+    """Any number of a batch, from the first on; other bytes of the buffer stay as they are."""
+    block = device.door.info.block.minimum
+    for length in {block, max(512, block), max(4096, block)}:
+        offsets = [offset for offset, size in device.ranges() if not offset % block and offset + length <= device.size]
+        offsets = offsets or [0] * (length <= device.size)
+        if not offsets:
+            continue
+        buffer = memoryview(bytearray(length * len(offsets)))
+        done = device.door.read_now(buffer, length, offsets)
+        assert 0 <= done <= len(offsets)
+        expected = b"".join(device.model[offset : offset + length] for offset in offsets[:done])
+        assert buffer[: done * length] == expected
+        for offset in offsets:
+            sample = device.sample(offset, length)
+            if device.door.write_now(memoryview(sample), length, [offset]):
+                device.wrote(offset, sample)
+    await device.check()
+
+
+async def test_outside_nothing_is_done_at_once(device: Device) -> None:
+    for offset, length in [(device.size, 1), (device.size - 1, 2), (0, 0), (-1, 1), (1 << 63, 1)]:
+        assert device.door.read_now(memoryview(bytearray(2 * length)), length, [0, offset]) == 0
+        assert device.door.write_now(memoryview(bytes(2 * length)), length, [0, offset]) == 0
+    await device.check()
+
+
+async def test_nothing_is_written_at_once_to_a_readonly_device(readonly: Device) -> None:
+    assert readonly.door.write_now(memoryview(bytes(512)), 512, [0]) == 0
+
+
 async def test_no_writable_view_of_a_readonly_device(readonly: Device) -> None:
     assert all(readonly.door.view(offset, length, writable=True) is None for offset, length in readonly.ranges())
 

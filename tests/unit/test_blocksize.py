@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 import trio
+import trio.testing
 
 from nbdfs.backends.blocksize import Blocksize
 from nbdfs.checked import Checked
@@ -137,3 +139,29 @@ async def test_a_maximum_that_is_no_multiple_of_the_block() -> None:
     below.info = replace(below.info, block=BlockSize(512, 512, 1000))
     await stacked(below).pwrite(memoryview(b"x" * 2048), 0)
     assert [call[1:3] for call in below.calls] == [(0, 512), (512, 512), (1024, 512), (1536, 512)]
+
+
+class Prompt(Slow):
+    """Does batches at once."""
+
+    batches = True
+
+    def write_now(self, data: memoryview, length: int, offsets: Sequence[int]) -> int:
+        for at, offset in enumerate(offsets):
+            self.data[offset : offset + length] = data[at * length : (at + 1) * length]
+        return len(offsets)
+
+
+async def test_a_batch_is_of_whole_blocks_that_nobody_holds() -> None:
+    source = Prompt()
+    device = stacked(source)
+    assert device.batches
+    two = memoryview(b"x" * 2 * BLOCK)
+    assert device.write_now(two, BLOCK, [0, 4 * BLOCK]) == 2
+    assert device.write_now(two[:BLOCK], BLOCK // 2, [0, BLOCK // 2]) == 0
+    assert device.write_now(two, BLOCK, [0, BLOCK + 1]) == 0
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(device.pwrite, memoryview(b"y"), 5)
+        await trio.testing.wait_all_tasks_blocked()
+        assert device.write_now(two, BLOCK, [0, 4 * BLOCK]) == 0  # the other has read the block, and will write it
+    assert bytes(source.data[:6]) == b"xxxxxy"

@@ -119,6 +119,8 @@ async def test_a_file_that_shrinks_reads_as_an_error_and_is_not_written(image: P
             with pytest.raises(OSError) as failure:
                 await call
             assert failure.value.errno == errno.EIO
+        assert door.read_now(memoryview(bytearray(2000)), 1000, [0, 99_500]) == 1
+        assert door.write_now(memoryview(bytes(1000)), 1000, [MIB - 1000]) == 0
         assert image.stat().st_size == 100_000
         found = await door.extents(0, MIB)
         assert all(not extent.flags & ZERO for extent in found), "what is gone is no hole"

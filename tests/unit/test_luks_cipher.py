@@ -79,6 +79,11 @@ def test_pieces_are_done_as_each_alone(name: str, sector_size: int, sectors: int
         Piece(memoryview(room), memoryview(room), first) for room, first in zip(secret, firsts, strict=True)
     ])  # fmt: skip
     assert secret == plain
+    runs, result = b"".join(plain), bytearray(sum(map(len, plain)))
+    cipher.encrypt_runs(memoryview(runs), memoryview(result), firsts)
+    assert result == b"".join(encrypt(cipher, data, first) for data, first in zip(plain, firsts, strict=True))
+    cipher.decrypt_runs(memoryview(result), firsts)
+    assert result == runs
 
 
 @pytest.mark.parametrize("sector_size", [1024, 4096])

@@ -113,6 +113,18 @@ class Slow(Source):
         await self.go.wait()
 
 
+async def test_a_batch_counts_as_the_requests_that_were_done_at_once(tmp_path: Path) -> None:
+    (tmp_path / "disk").write_bytes(bytes(1 << 20))
+    async with open_stack(str(tmp_path / "disk"), metered=True) as door:
+        assert door.batches
+        assert door.read_now(memoryview(bytearray(1024)), 512, [0, 4096]) == 2
+        assert door.write_now(memoryview(bytes(1536)), 512, [0, 4096, 8192]) == 3
+        assert door.parts[0].meter is not None
+        read, write = (door.parts[0].meter.operations[name] for name in ("read", "write"))
+        assert (read.requests, read.bytes, write.requests, write.bytes) == (2, 1024, 3, 1536)
+        assert write.seconds > 0
+
+
 async def test_requests_in_flight_and_cancelled_ones() -> None:
     slow = Slow()
     metered = Metered(slow)
