@@ -28,7 +28,7 @@ from contextlib import asynccontextmanager
 import trio
 
 from nbdfs import libc
-from nbdfs.errors import UserError
+from nbdfs.errors import UserError, reason
 from nbdfs.nbd.uri import Unix
 from nbdfs.nursery import serving_nursery
 
@@ -205,7 +205,7 @@ def _start(argv: Sequence[str], path: str, stdio: bool) -> tuple[Captive, int]:
         return Captive(name, process, Unix(path), None), reading
     except OSError as error:
         os.close(reading)
-        raise UserError(f"cannot run {shlex.join(argv)}: {error.strerror}") from error
+        raise UserError(f"cannot run {shlex.join(argv)}: {reason(error)}") from error
     finally:
         os.close(writing)
 

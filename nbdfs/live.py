@@ -108,13 +108,15 @@ class Exports:
         """Change the size of an export, in bytes; `shrink` allows to cut off what is there.  Raises UserError."""
         export = self[name]
         source = export.source
+        await export.settled()
+        if export.removed:
+            raise UserError(f"'{name}' was removed meanwhile")
         if size < source.info.size and not shrink:
             raise UserError(f"'{name}' has {source.info.size} bytes: what is beyond {size} would be lost (--shrink)")
-        await export.settled()
         backing = source.backing()
         if size < source.info.size or (backing and backing.fixed_size):
             self._check_unused(export)
-        with export.unsettled():
+        with export.held(), export.unsettled():
             try:
                 await source.resize(size)
             except OSError as error:

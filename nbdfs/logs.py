@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Mapping
 
-from nbdfs.errors import UserError, printable
+from nbdfs.errors import UserError, printable, reason
 
 FORMATS = ("text", "json", "journal")
 
@@ -31,6 +31,7 @@ _PRIORITIES = {
     logging.ERROR: 3,
     logging.CRITICAL: 2,
 }  # syslog(3)
+_PATIENCE = 0.2  # seconds that the system gets to take a record: whoever logs has others waiting
 _MOST_DATAGRAM = 64 << 10  # bytes; far below what a socket takes
 
 
@@ -61,11 +62,16 @@ def _handler(form: str, file: str) -> logging.Handler:
                 f"there is no journal ({_JOURNAL}: {error.strerror}): choose another --log-format"
             ) from error
     try:
-        handler = logging.FileHandler(file) if file else logging.StreamHandler()
+        handler = _file_handler(file) if file else logging.StreamHandler()
     except OSError as error:
         raise UserError(f"cannot log to {file}: {error.strerror}") from error
     handler.setFormatter(JsonFormatter() if form == "json" else _text(bool(file)))
     return handler
+
+
+def _file_handler(file: str) -> logging.Handler:
+    """A log in a file is UTF-8 whatever the locale; names that are not are escaped."""
+    return logging.FileHandler(file, encoding="utf-8", errors="backslashreplace")
 
 
 def _text(stamped: bool) -> logging.Formatter:
@@ -120,6 +126,7 @@ class SystemHandler(logging.Handler, abc.ABC):
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
             probe.connect(path)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.settimeout(_PATIENCE)
 
     @abc.abstractmethod
     def message(self, record: logging.LogRecord) -> bytes:
@@ -130,7 +137,7 @@ class SystemHandler(logging.Handler, abc.ABC):
             # By its name each time: a service that was restarted has a new socket.
             self._socket.sendto(self.message(record), self._path)
         except OSError as error:
-            said = f"nbdfs: {record.getMessage()} ({self._called} does not take it: {error.strerror})"
+            said = f"nbdfs: {record.getMessage()} ({self._called} does not take it: {reason(error)})"
             sys.stderr.write(f"{printable(said)}\n")
 
     def close(self) -> None:

@@ -90,7 +90,7 @@ class OpenSources:
             await export.closed.wait()
 
     def check_flushed(self) -> None:
-        """Raise UserError if the last flush of a source failed."""
+        """Raise UserError if the last flush of a source failed, or if it ended without one."""
         if self._flush_failures:
             raise UserError(f"the last flush failed, data may be lost: {'; '.join(self._flush_failures)}")
 
@@ -123,6 +123,8 @@ class OpenSources:
                 raise  # it was not open yet: whoever wanted it is told
             log.exception("%s failed", exports[0].description)
             for export in exports:
+                if export.source.writable:
+                    self._flush_failures.append(f"{export.description}: it failed by itself, without one")
                 await self._failed(export)
         finally:
             self.exports.difference_update(exports)

@@ -21,8 +21,9 @@ import trio
 from nbdfs import libc
 from nbdfs.config.commands import Command
 from nbdfs.config.files import Config, chosen_file, current
-from nbdfs.errors import UserError
+from nbdfs.errors import UserError, reason
 from nbdfs.nursery import serving_nursery
+from nbdfs.undo import unless_done
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ class Child:
     """The process of a mount or server.  What it prints goes to our standard error, with its name."""
 
     def __init__(self, command: Command, frame: tuple[object, ...], folder: str, verbose: int) -> None:
-        """Start it.  `frame` is what it cannot take over while it runs."""
+        """Start it.  `frame` is what it cannot take over while it runs.  Raises OSError if there can be no process."""
         self.label = f"[{command.kind}.{command.name}]"
         self.frame = frame
         self.up = False
@@ -43,18 +44,19 @@ class Child:
         self.ended = trio.Event()
         path = os.path.join(folder, str(len(os.listdir(folder))))
         self._notices = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-        self._notices.bind(path)
         file = chosen_file()
         words = [command.kind, *([f"--config={file}"] if file else []), *["-v"] * verbose, command.name]
-        self._process = subprocess.Popen(
-            [*_ourselves(), *words],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "NOTIFY_SOCKET": path},
-            preexec_fn=_end_with(os.getpid()),
-            process_group=0,  # a Ctrl-C is for this process, which then tells all others
-        )
+        with unless_done(self._notices.close):
+            self._notices.bind(path)
+            self._process = subprocess.Popen(
+                [*_ourselves(), *words],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "NOTIFY_SOCKET": path},
+                preexec_fn=_end_with(os.getpid()),
+                process_group=0,  # a Ctrl-C is for this process, which then tells all others
+            )
 
     def signal(self, number: signal.Signals) -> None:
         if self._process.poll() is None:
@@ -175,7 +177,12 @@ class Fleet:
         return {name: config.command(name) for name in self._names} or dict(config.commands)
 
     def _start(self, config: Config, command: Command) -> None:
-        child = Child(command, _frame(config, command), self._folder, self._verbose)
+        try:
+            child = Child(command, _frame(config, command), self._folder, self._verbose)
+        except OSError as error:
+            self.failed = True
+            log.error("[%s.%s] cannot be started: %s", command.kind, command.name, reason(error))
+            return
         self._children[command.name] = child
         self._nursery.start_soon(self._keep, child)
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import trio
@@ -63,6 +64,17 @@ async def test_last_words_are_not_too_many() -> None:
 async def test_private_socket_that_never_comes() -> None:
     with pytest.raises(UserError, match="ended with exit status 7: bad"):
         async with captive(["sh", "-c", "echo bad; exit 7", "{}"]):
+            pass
+
+
+async def test_a_folder_for_temporary_files_whose_name_is_too_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / ("long" * 25)
+    folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    with pytest.raises(UserError, match="cannot run nbdkit memory 1M: AF_UNIX path too long"):
+        async with captive(["nbdkit", "memory", "1M"]):
             pass
 
 

@@ -277,3 +277,11 @@ def test_the_reason_of_a_failed_system_call_has_no_number() -> None:
     assert reason(OSError(2, "No such file", b"/x")) == "/x: No such file"
     assert reason(OSError(2, "No such file")) == "No such file"
     assert reason(OSError("odd")) == "odd"
+
+
+def test_up_where_temporary_files_have_names_too_long(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    temporary = folder / ("long" * 25)
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    (folder / "config").write_text(f'[serve.a]\nsource = "memory:1M"\nunix = "{folder}/a"\n')
+    assert complaint("up", "--config", "config") == "nbdfs: [serve.a] cannot be started: AF_UNIX path too long"

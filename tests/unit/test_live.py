@@ -219,13 +219,14 @@ async def test_what_has_one_source_ends_with_it(caplog: pytest.LogCaptureFixture
 
 async def test_a_source_that_fails_by_itself_is_taken_away(caplog: pytest.LogCaptureFixture) -> None:
     crash = trio.Event()
-    async with shop() as (exports, front_end):
-        await exports.add("well", plan("null:1M"))
-        ill = await exports.add("ill", made_of(mortal(crash)))
-        crash.set()
-        await ill.closed.wait()
-        assert list(front_end.offers) == ["well"]
-        assert [export.name for export in exports] == ["well"]
+    with pytest.raises(UserError, match=r"data may be lost: .*it failed by itself"):  # told at the end too
+        async with shop() as (exports, front_end):
+            await exports.add("well", plan("null:1M"))
+            ill = await exports.add("ill", made_of(mortal(crash)))
+            crash.set()
+            await ill.closed.wait()
+            assert list(front_end.offers) == ["well"]
+            assert [export.name for export in exports] == ["well"]
     assert "a fault in the source" in caplog.text
 
 
@@ -264,6 +265,37 @@ async def test_new_users_wait_while_the_size_changes() -> None:
         done.set()
         await trio.testing.wait_all_tasks_blocked()
         assert sizes == [8192]
+
+
+async def test_what_is_removed_while_its_size_changes_is_closed_afterwards() -> None:
+    changing, done = trio.Event(), trio.Event()
+    log: list[str] = []
+
+    class Slow(Probe):
+        async def resize(self, size: int) -> None:
+            changing.set()
+            await done.wait()
+            log.append("resized")
+            self.info = replace(self.info, size=size)
+
+    async with shop() as (exports, _), trio.open_nursery() as nursery:
+        export = await exports.add("a", made_of(lambda: Slow(log)))
+        nursery.start_soon(exports.resize, "a", 8192)
+        await changing.wait()
+
+        async def resize_next() -> None:
+            with pytest.raises(UserError, match="'a' was removed meanwhile"):
+                await exports.resize("a", 16384)
+
+        nursery.start_soon(resize_next)
+        await trio.testing.wait_all_tasks_blocked()
+        await exports.remove("a")
+        export.release()  # the hold of the front end
+        await trio.testing.wait_all_tasks_blocked()
+        assert log == []
+        done.set()
+        await export.closed.wait()
+        assert log == ["resized", "flushed", "closed"]
 
 
 @pytest.mark.parametrize("spec", ["memory:1M", "memory,mlock:64k"])

@@ -10,6 +10,7 @@ import socket
 import struct
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -17,16 +18,20 @@ import pytest
 from nbdfs import logs
 from nbdfs.cli.main import main
 from nbdfs.errors import UserError
+from nbdfs.supervise import STOP_SIGNALS
 
 log = logging.getLogger("nbdfs.test")
 
 
 @pytest.fixture(autouse=True)
 def put_back() -> Iterator[None]:
-    """The tests change the root logger."""
+    """The tests change the root logger, and one stops a command, which from then on ignores stop signals."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
+    on_signal = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     yield
+    for number, action in on_signal.items():
+        signal.signal(number, action)
     for handler in root.handlers:
         if handler not in handlers:
             handler.close()
@@ -58,6 +63,13 @@ def test_json_is_one_object_a_line(tmp_path: Path) -> None:
     assert first["time"][10] == "T" and first["time"].endswith("Z")
     assert "traceback" not in first
     assert "ValueError: a fault of ours" in second["traceback"]
+
+
+def test_a_traceback_with_a_name_that_is_no_utf_8(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    logs.set_up(0, file=str(tmp_path / "log"))
+    log.error("a fault", exc_info=ValueError("caf\udce9 \u20ac"))
+    assert "ValueError: caf\\udce9 \u20ac" in (tmp_path / "log").read_text()
+    assert capsys.readouterr().err == ""
 
 
 def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
@@ -132,6 +144,17 @@ def test_a_journal_that_was_restarted_is_found_again(
         new.settimeout(30)
         log.warning("here again")
         assert fields_of(new.recv(1 << 16))["MESSAGE"] == b"here again"
+
+
+def test_a_journal_that_takes_nothing_holds_up_nobody(
+    journal: socket.socket, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logs.set_up(0, "journal")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as other, suppress(BlockingIOError):
+        while True:
+            other.sendto(b"MESSAGE=x\n", journal.getsockname())
+    log.warning("it is full")
+    assert "nbdfs: it is full (the journal does not take it: timed out)" in capsys.readouterr().err
 
 
 def test_no_journal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
