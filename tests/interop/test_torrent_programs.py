@@ -12,10 +12,13 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import libtorrent
 import pytest
 import trio
 
+from nbdfs.backends.torrent.membership import Membership
 from nbdfs.source import read
 from nbdfs.stack import open_stack
 from tests.ports import free_port
@@ -56,8 +59,27 @@ def transmission(torrent: Path, folder: Path, home: Path) -> list[str]:
     return ["transmission-cli", "-g", str(home), "-w", str(folder), "-p", str(free_port()), "-M", str(torrent)]
 
 
+@pytest.fixture
+def joined(monkeypatch: pytest.MonkeyPatch) -> list[Membership]:
+    """The torrents that were joined."""
+    found: list[Membership] = []
+    join = Membership.join
+
+    def noting(membership: Membership, *arguments: Any) -> None:
+        found.append(membership)
+        join(membership, *arguments)
+
+    monkeypatch.setattr(Membership, "join", noting)
+    return found
+
+
+def wants_something(torrent: Membership) -> bool:
+    """Whether a peer was told that it has something that is wanted."""
+    return any(peer.flags & libtorrent.peer_info.interesting for peer in torrent.handle.get_peer_info())
+
+
 @pytest.mark.parametrize("program", [aria2, transmission])
-async def test_other_programs_seed(tmp_path: Path, program: object) -> None:
+async def test_other_programs_seed(tmp_path: Path, program: object, joined: list[Membership]) -> None:
     content = noise(SIZE)
     write_files(tmp_path, {"disk.img": content})
     home = tmp_path / "home"
@@ -67,7 +89,9 @@ async def test_other_programs_seed(tmp_path: Path, program: object) -> None:
         with running(program(torrent, tmp_path, home), home):  # type: ignore[operator]
             async with open_stack(f"torrent,{ALONE},timeout=60:{torrent}") as source:
                 assert await read(source, 20 * PIECE, 5) == content[20 * PIECE : 20 * PIECE + 5]
-                await trio.sleep(2)  # idle: neither may hang up for good
+                with trio.fail_after(SECONDS):
+                    while wants_something(joined[0]):  # then a peer may hang up, but not for good
+                        await trio.sleep(0.02)
                 assert await read(source, 0, SIZE) == content
 
 
