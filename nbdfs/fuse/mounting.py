@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import array
 import errno
+import logging
 import os
 import re
 import shutil
@@ -20,8 +21,11 @@ from nbdfs.errors import UserError
 from nbdfs.fuse.keeper import Keeper
 from nbdfs.fuse.options import MountOptions
 
+log = logging.getLogger(__name__)
+
 _DEVICE = "/dev/fuse"
 _FUSERMOUNT = "fusermount3"
+_BEYOND_FUSERMOUNT = ("nodiratime", "strictatime")
 _SECONDS = 20.0  # that fusermount3 may take
 
 
@@ -117,6 +121,8 @@ def _mount_by_helper(target: str, options: MountOptions) -> int:
         os.close(os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC))
     except OSError as error:
         raise UserError(_no_device(error)) from error
+    if options.atime in _BEYOND_FUSERMOUNT:
+        log.warning("%s is mounted without %s: %s does not know it", target, options.atime, _FUSERMOUNT)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with theirs:
         words = [helper, "-o", _helper_options(options), "--", target]

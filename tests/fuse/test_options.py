@@ -64,6 +64,16 @@ def test_special_kinds_need_words(mount: Mounter) -> None:
     assert "sync" in options
 
 
+@pytest.mark.parametrize("mount", ["unprivileged"], indirect=True)
+def test_what_fusermount3_does_not_know_is_told(mount: Mounter) -> None:
+    mounted = mount(SPEC, "-o", "strictatime")
+    assert "relatime" in mount_line(mounted.file)[0]
+    assert mounted.stop() == 0
+    assert mounted.process.stderr
+    said = mounted.process.stderr.read()
+    assert said == f"nbdfs: {mounted.file} is mounted without strictatime: fusermount3 does not know it\n"
+
+
 def test_auto_unmount(mount: Mounter) -> None:
     mounted = mount(SPEC, "-o", "auto_unmount")
     mounted.stop(signal.SIGKILL)
