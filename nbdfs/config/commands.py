@@ -61,9 +61,9 @@ def read_command(document: Document, kind: str, name: str, table: Mapping[str, A
     known = {"source": "", "files": "a table", **_OWN[kind], **dict.fromkeys(actions, "")}
     given = check_keys(document, path, table, known)
     if ("source" in table) == ("files" in table):
-        document.blame(path, f'\'{kind}.{name}\' needs either source = "SPEC" or files = {{NAME = "SPEC", ...}}')
+        document.blame(path, f'[{kind}.{name}] needs either source = "SPEC" or files = {{NAME = "SPEC", ...}}')
     if "target" in _OWN[kind] and "target" not in table:
-        document.blame(path, f"'{kind}.{name}' needs target = \"/FILE/TO/COVER\"")
+        document.blame(path, f"[{kind}.{name}] needs target = \"/FILE/TO/COVER\"")
     files = _files(document, path, given)
     target = _target(document, path, given)
     options: list[str] = []
