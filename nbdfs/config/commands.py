@@ -63,7 +63,7 @@ def read_command(document: Document, kind: str, name: str, table: Mapping[str, A
     if ("source" in table) == ("files" in table):
         document.blame(path, f'[{kind}.{name}] needs either source = "SPEC" or files = {{NAME = "SPEC", ...}}')
     if "target" in _OWN[kind] and "target" not in table:
-        document.blame(path, f"[{kind}.{name}] needs target = \"/FILE/TO/COVER\"")
+        document.blame(path, f'[{kind}.{name}] needs target = "/FILE/TO/COVER"')
     files = _files(document, path, given)
     target = _target(document, path, given)
     options: list[str] = []

@@ -55,7 +55,7 @@ def stack_text(document: Document, path: Path, table: Mapping[str, Any]) -> str:
     """The spec that a stack's table stands for; empty if the table is wrong, which is noted."""
     given = check_keys(document, path, table, _STACK)
     if ("spec" in table) == ("leaf" in table) or ("spec" in table and "layers" in table):
-        document.blame(path, f"[{'.'.join(path)}] needs either spec = \"...\", or leaf and perhaps layers")
+        document.blame(path, f'[{".".join(path)}] needs either spec = "...", or leaf and perhaps layers')
         return ""
     if "spec" in given:
         return checked_text(document, (*path, "spec"), given["spec"])

@@ -255,7 +255,7 @@ def test_without_a_home_there_is_the_system(tmp_path: Path, monkeypatch: pytest.
 
 async def test_a_wrong_file_is_not_used(write: Write) -> None:
     path = write('[stack.a]\nspec = "zero:1M"\n[stack.b]\nx = 1\n')
-    with pytest.raises(ConfigError, match=r"'stack.b' needs .* \(and 1 more: see nbdfs check\)") as error:
+    with pytest.raises(ConfigError, match=r"\[stack.b\] needs .* \(and 1 more: see nbdfs check\)") as error:
         async with open_stack("conf:a"):
             pass
     assert str(error.value).startswith(f"{path}:3: ")
