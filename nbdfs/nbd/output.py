@@ -21,6 +21,8 @@ import trio
 
 from nbdfs.nbd.stream import Buffer, Stream
 
+_BUFFERS = (bytes, memoryview)  # made once: it is looked at for every part
+
 
 class FilePart:
     """`length` bytes of a file that are still to be sent, by sendfile."""
@@ -188,8 +190,10 @@ def drop_sent(queue: list[Any], sent: int) -> int:
     Behind them may stand other things than buffers.
     """
     done = 0
-    while done < len(queue) and isinstance(queue[done], bytes | memoryview) and sent >= len(queue[done]):
-        sent -= len(queue[done])
+    for part in queue:
+        if not isinstance(part, _BUFFERS) or sent < (length := len(part)):
+            break
+        sent -= length
         done += 1
     del queue[:done]
     if sent:

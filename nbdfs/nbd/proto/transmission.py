@@ -239,9 +239,9 @@ class ServerTransmission:
 
     def whole(self, request: Request) -> bytes:
         """What comes before the bytes of a READ that are sent in one piece."""
-        if self.structured:
-            return self.data(request, request.offset, request.length, True)
-        return _SIMPLE.pack(nbd.SIMPLE_REPLY_MAGIC, 0, request.cookie)
+        if not self.structured:
+            return _SIMPLE.pack(nbd.SIMPLE_REPLY_MAGIC, 0, request.cookie)
+        return self.data(request, request.offset, request.length, True)
 
     def data(self, request: Request, offset: int, length: int, done: bool) -> bytes:
         """What comes before `length` bytes of a READ."""
