@@ -18,10 +18,7 @@ Resolve = Callable[[str], str]
 
 def escaped(text: str) -> str:
     """Text that roff takes as it is: no request, no escape; a hyphen that can be copied into a shell."""
-    text = (
-        text.replace("\\", r"\e").replace("-", r"\-").replace("^", r"\(ha").replace("~", r"\(ti").replace("`", r"\(ga")
-    )
-    return re.sub(r"^(?=[.'])", r"\\&", text, flags=re.MULTILINE)
+    return re.sub(r"^(?=[.'])", r"\\&", text.translate(_ESCAPES), flags=re.MULTILINE)
 
 
 def bold(text: str) -> str:
