@@ -86,6 +86,17 @@ def _part(file: BinaryIO, offset: int, size: int) -> bytes:
     return secret
 
 
+def exposed_file(path: str) -> str:
+    """Who may read a key file who should not, and what to do; empty if all is well or there is none."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return ""
+    if stat.S_ISREG(mode) and mode & stat.S_IRWXO:
+        return f"other users may read the key file {path}: chmod 600 {shlex.quote(path)}"
+    return ""
+
+
 class Secret:
     """Where a secret is to be read; `str()` and `repr()` tell the place, never the secret."""
 
@@ -129,14 +140,7 @@ class Secret:
 
     def exposed(self) -> str:
         """Who may read the file of the secret who should not, and what to do; empty if all is well or there is none."""
-        path = self._text[1:]
-        try:
-            mode = os.stat(path).st_mode if self._text.startswith("+") else 0
-        except OSError:
-            return ""
-        if stat.S_ISREG(mode) and mode & stat.S_IRWXO:
-            return f"other users may read the key file {path}: chmod 600 {shlex.quote(path)}"
-        return ""
+        return exposed_file(self._text[1:]) if self._text.startswith("+") else ""
 
     def __str__(self) -> str:
         return "***" if self.is_literal else self._text

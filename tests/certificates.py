@@ -10,7 +10,9 @@ import trustme
 
 def write(folder: Path, role: str, certificate: trustme.LeafCert) -> None:
     """Write a certificate and its key as the programs of NBD look for them."""
-    certificate.private_key_pem.write_to_path(str(folder / f"{role}-key.pem"))
+    key = folder / f"{role}-key.pem"
+    certificate.private_key_pem.write_to_path(str(key))
+    key.chmod(0o600)
     (folder / f"{role}-cert.pem").write_bytes(b"".join(blob.bytes() for blob in certificate.cert_chain_pems))
 
 

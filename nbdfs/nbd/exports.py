@@ -54,7 +54,7 @@ class ServedExports:
         return {}
 
     def names(self) -> list[tuple[str, str]]:
-        return [(name, export.description) for name, export in self._exports.items()]
+        return [(name, "") for name in self._exports]
 
     def export(self, name: str) -> Export | None:
         """The export that a client calls `name`."""
@@ -84,6 +84,5 @@ def facts_of(export: Export, name: str) -> ExportFacts:
     preferred = min(max(info.block.preferred, 512, minimum), maximum)
     preferred = 1 << (preferred.bit_length() - 1)  # a power of two, as NBD_INFO_BLOCK_SIZE asks
     contexts = tuple(name for name in (ALLOCATION, RESIDENT) if name == ALLOCATION or name in info.contexts)
-    return ExportFacts(
-        name, info.size, flags, export.description or info.description, minimum, preferred, maximum, contexts
-    )
+    # Without a description: all that we know to say is where the data lies on this machine.
+    return ExportFacts(name, info.size, flags, "", minimum, preferred, maximum, contexts)

@@ -12,6 +12,7 @@ NBD protocol, "TLS versions": at least TLS 1.2.  Pre-shared keys (lines of `user
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import pwd
 import ssl
@@ -20,6 +21,9 @@ from collections.abc import Mapping
 
 from nbdfs.errors import UsageError, UserError
 from nbdfs.nbd.uri import TlsOptions
+from nbdfs.secret import exposed_file
+
+log = logging.getLogger(__name__)
 
 # Where nbdkit and libnbd look if no folder is named.
 _USUAL_FOLDERS = ("~/.pki/libnbd", "~/.config/pki/libnbd", "/etc/pki/libnbd")
@@ -96,10 +100,16 @@ def _identify(context: ssl.SSLContext, folder: str, role: str) -> None:
     for path in (certificate, key):
         if not os.access(path, os.R_OK):
             raise UserError(f"TLS: {path} is missing or cannot be read")
+    _warn_if_exposed(key)
     try:
         context.load_cert_chain(certificate, key)
     except (OSError, ssl.SSLError) as error:
         raise UserError(f"TLS: cannot use {certificate} with {key}: {explain(error)}") from error
+
+
+def _warn_if_exposed(path: str) -> None:
+    if exposed := exposed_file(path):
+        log.warning("TLS: %s", exposed)
 
 
 def _check_dates(context: ssl.SSLContext, path: str) -> None:
@@ -124,6 +134,7 @@ def _check_dates(context: ssl.SSLContext, path: str) -> None:
 def read_psk_file(path: str) -> Mapping[str, bytes]:
     """The keys of a file of pre-shared keys, by user name."""
     keys: dict[str, bytes] = {}
+    _warn_if_exposed(path)
     try:
         with open(path, encoding="utf-8") as file:
             for line in filter(None, map(str.strip, file)):

@@ -80,3 +80,12 @@ def test_certificate_that_is_missing_or_expired(tmp_path: Path) -> None:
     past = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=1)
     write(tmp_path, "server", trustme.CA().issue_cert("localhost", not_after=past))
     assert "expired" in complaint(*words)
+
+
+def test_a_key_that_others_may_read_is_warned_of(serve: Server, tmp_path: Path) -> None:
+    write(tmp_path, "server", trustme.CA().issue_cert("localhost"))
+    key = tmp_path / "server-key.pem"
+    words = ("memory:1M", "--tls", "on", "--tls-certificates", str(tmp_path))
+    assert "other users" not in serve(*words).logged()
+    key.chmod(0o644)
+    assert serve(*words).logged().count(f"other users may read the key file {key}: chmod 600 {key}") == 1
