@@ -17,6 +17,7 @@ from nbdfs.export import Export
 from nbdfs.names import check_free, check_name
 from nbdfs.nursery import serving_nursery
 from nbdfs.open_sources import Manner, OpenSources
+from nbdfs.source import MAX_SIZE
 from nbdfs.stack import Plan
 
 Facts = Mapping[str, object]  # what JSON can hold, by name
@@ -106,6 +107,8 @@ class Exports:
 
     async def resize(self, name: str, size: int, *, shrink: bool = False) -> Export:
         """Change the size of an export, in bytes; `shrink` allows to cut off what is there.  Raises UserError."""
+        if not 0 <= size <= MAX_SIZE:
+            raise UserError(f"cannot change the size of '{name}': {size} is not from 0 to {MAX_SIZE}")
         export = self[name]
         source = export.source
         await export.settled()

@@ -50,7 +50,8 @@ class Request:
 def parse_request(line: bytes) -> Request:
     """Read a line from a client.  Raises RequestError, whatever the bytes are."""
     try:
-        message = json.loads(line)
+        message = json.loads(line, parse_constant=_refuse)
+        json.dumps(message, ensure_ascii=False).encode(errors="surrogateescape")  # half a pair stands for no character
     except (ValueError, RecursionError):
         raise RequestError(Code.PARSE_ERROR, "this is no JSON") from None
     if not isinstance(message, dict) or not isinstance(message.get("method"), str):
@@ -84,6 +85,10 @@ def parse_reply(line: bytes) -> Any:
     if not isinstance(error, dict) or not isinstance(error.get("code"), int):
         raise ValueError("no reply")
     raise RequestError(error["code"], str(error.get("message")))
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")  # Python reads and writes NaN and Infinity
 
 
 def _line(message: Mapping[str, object]) -> bytes:

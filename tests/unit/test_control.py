@@ -27,7 +27,7 @@ from tests.mounts import NOBODY
 TIMEOUT = 30  # seconds
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
     max_leaves=10,
 )
@@ -57,6 +57,17 @@ def test_requests_and_results_come_back_as_they_were(method: str, params: dict[s
     assert line.count(b"\n") == 1
     assert parse_request(line) == request
     assert parse_reply(protocol.result(request, params)) == params
+
+
+@pytest.mark.parametrize("text", ["NaN", "-Infinity", r'"\ud800"', r'{"a": ["\udc7f"]}', r'{"\udfff": 1}'])
+def test_what_python_calls_json_and_is_none(text: str) -> None:
+    with pytest.raises(RequestError, match="no JSON"):
+        parse_request(f'{{"method": "add", "params": {{"spec": {text}}}}}'.encode())
+
+
+def test_a_name_that_is_no_utf_8_is_carried() -> None:
+    request = Request("add", {"spec": "caf\udce9"})
+    assert parse_request(request.encode()) == request
 
 
 @pytest.mark.parametrize("line", [b"", b"{}", b"[]", b'{"error": 1}', b'{"error": {"code": "x"}}', b"\xff"])

@@ -267,6 +267,14 @@ async def test_new_users_wait_while_the_size_changes() -> None:
         assert sizes == [8192]
 
 
+@pytest.mark.parametrize("size", [-1, 1 << 63, 1 << 70])
+async def test_sizes_that_nothing_can_have(size: int) -> None:
+    async with shop() as (exports, _):
+        await exports.add("a", plan("memory:1M"))
+        with pytest.raises(UserError, match=f"{size} is not from 0"):
+            await exports.resize("a", size, shrink=True)
+
+
 async def test_what_is_removed_while_its_size_changes_is_closed_afterwards() -> None:
     changing, done = trio.Event(), trio.Event()
     log: list[str] = []
