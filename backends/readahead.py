@@ -49,15 +49,26 @@ class _Block:
 
 
 class _Stream:
-    """A reader: where its next read is expected, how far blocks were fetched, and how many bytes go ahead of it."""
+    """A reader: where its next read is expected, how far blocks were fetched, and how many bytes go ahead of it.
 
-    __slots__ = ("fetched", "hits", "next", "window")
+    A read that begins in [`low`, `high`] is one of its.
+    """
 
-    def __init__(self, start: int) -> None:
-        self.next = start
+    __slots__ = ("fetched", "high", "hits", "low", "next", "window")
+
+    def __init__(self) -> None:
+        self.next = self.low = self.high = 0
         self.fetched = 0
         self.hits = 0
         self.window = _BLOCK
+
+    def goes_on(self, end: int, length: int) -> None:
+        """A read of so many bytes was its, up to `end`."""
+        self.next = max(self.next, end)
+        self.hits += 1
+        slack = _SLACK if self.hits > _SEQUENTIAL else _YOUNG_SLACK * length
+        self.low = self.next - slack
+        self.high = self.next + slack
 
 
 class Readahead(Layer):
@@ -74,12 +85,16 @@ class Readahead(Layer):
         self._spare: list[memoryview] = []
         self._hits = self._misses = self._evicted = 0
         self._fetches: set[Run] = set()  # under way
-        self._streams: list[_Stream] = []  # the one used last comes last
+        self._streams: collections.deque[_Stream] = collections.deque(maxlen=_MOST_STREAMS)  # the latest comes last
         self.info = replace(info, caps=info.caps & ~Caps.IMMEDIATE)
         self.eager = below.eager
 
     async def pread_into(self, buffer: memoryview, offset: int) -> None:
         self._follow(offset, len(buffer))
+        if not self._blocks:
+            self._misses += 1
+            await self.below.pread_into(buffer, offset)
+            return
         missing = offset  # [missing, at) is to be read from below
         for at, size in pieces(offset, len(buffer), self._block):
             block = self._blocks.get(at // self._block)
@@ -105,10 +120,12 @@ class Readahead(Layer):
             await self.below.pread_into(buffer[missing - offset :], missing)
 
     def view(self, offset: int, length: int, *, writable: bool = False) -> memoryview | None:
+        if writable:
+            return None
         number, start = divmod(offset, self._block)
-        block = self._blocks.get(number)
-        if writable or block is None or start + length > block.length:
-            return None if writable else self.below.view(offset, length)
+        block = self._blocks.get(number) if self._blocks else None
+        if block is None or start + length > block.length:
+            return self.below.view(offset, length)
         if not block.arrived.is_set or not self._usable(block):
             return None
         self._follow(offset, length)
@@ -140,9 +157,8 @@ class Readahead(Layer):
 
     def _follow(self, offset: int, length: int) -> None:
         """Match a read to its stream, and fetch ahead of that."""
-        stream = self._stream(offset, length)
-        stream.next = max(stream.next, offset + length)
-        stream.hits += 1
+        stream = self._stream(offset)
+        stream.goes_on(offset + length, length)
         if stream.hits <= _SEQUENTIAL:
             return
         first = max(stream.fetched, -(-stream.next // self._block))
@@ -154,15 +170,17 @@ class Readahead(Layer):
         if last > first:
             stream.window = min(stream.window * 2, self._window)
 
-    def _stream(self, offset: int, length: int) -> _Stream:
-        for index in range(len(self._streams) - 1, -1, -1):
-            stream = self._streams[index]
-            slack = _SLACK if stream.hits > _SEQUENTIAL else _YOUNG_SLACK * length
-            if -slack <= offset - stream.next <= slack:
-                self._streams.append(self._streams.pop(index))
+    def _stream(self, offset: int) -> _Stream:
+        """The stream that a read at `offset` belongs to, which may be a new one."""
+        streams = self._streams
+        for stream in reversed(streams):
+            if stream.low <= offset <= stream.high:
+                if stream is not streams[-1]:
+                    streams.remove(stream)
+                    streams.append(stream)
                 return stream
-        stream = _Stream(offset)
-        self._streams = [*self._streams[1 - _MOST_STREAMS :], stream]
+        stream = _Stream()
+        streams.append(stream)
         return stream
 
     def _fetch(self, number: int) -> bool:
@@ -226,6 +244,8 @@ class Readahead(Layer):
 
     def _changes(self, offset: int, length: int) -> None:
         """Forget what is about to change, or has."""
+        if not self._blocks:
+            return
         first, last = offset // self._block, (offset + length - 1) // self._block
         for number in range(first, last + 1) if last - first < len(self._blocks) else list(self._blocks):
             if first <= number <= last:

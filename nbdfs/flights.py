@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Coroutine, Hashable
 from typing import Any, Generic, TypeVar
 
@@ -13,60 +14,58 @@ _CHECKS = 8  # in one `timeout`: how exactly deadlines are kept
 
 
 class Flight(Run):
-    """A request under way; `progressed` is when it last got on, in trio's time."""
+    """A request under way; `progressed` is when it last got on, by the monotonic clock."""
 
     __slots__ = ("progressed",)
 
     def __init__(self, work: Coroutine[Any, Any, None], nursery: trio.Nursery, ended: Callable[[], None]) -> None:
         super().__init__(work, nursery, ended)
-        self.progressed = trio.current_time()
+        self.progressed = time.monotonic()
 
 
 F = TypeVar("F", bound=Flight)
 
 
-class Flights(Generic[F]):
-    """Those of one front end, by key, in the order in which they began."""
+class Flights(dict[Hashable, F], Generic[F]):
+    """Those of one front end, by key, in the order in which they began; changed by `add` and `remove` only."""
 
     def __init__(self) -> None:
-        self._all: dict[Hashable, F] = {}
-        self._some = trio.Event()  # set when there are any
-        self._landed = trio.Event()  # set when one ends
-
-    def __len__(self) -> int:
-        return len(self._all)
-
-    def get(self, key: Hashable) -> F | None:
-        return self._all.get(key)
+        super().__init__()
+        self._begun: trio.Event | None = None  # set at the next `add`, if anybody waits for it
+        self._landed: trio.Event | None = None  # set at the next `remove`, if anybody waits for it
 
     def add(self, key: Hashable, flight: F) -> None:
-        self._all[key] = flight
-        self._some.set()
+        self[key] = flight
+        if self._begun is not None:
+            self._begun.set()
 
     def remove(self, key: Hashable) -> None:
         """It has ended."""
-        del self._all[key]
-        self._landed.set()
+        del self[key]
+        if self._landed is not None:
+            self._landed.set()
 
     def cancel(self) -> None:
         """Cancel all of them."""
-        for flight in list(self._all.values()):
+        for flight in list(self.values()):
             flight.cancel()
 
     async def fewer_than(self, count: int) -> None:
-        """Wait until there are fewer than `count`.  No checkpoint if there are."""
-        while len(self._all) >= count:
+        """Wait until there are fewer than `count`; one task at a time.  No checkpoint if there are."""
+        while len(self) >= count:
             self._landed = trio.Event()
             await self._landed.wait()
+            self._landed = None
 
     async def watch(self, timeout: float, overdue: Callable[[F], None]) -> None:
         """Cancel what has not got on for `timeout` seconds, after telling `overdue`; until cancelled."""
         while True:
-            if not self._all:
-                self._some = trio.Event()
-                await self._some.wait()
+            if not self:
+                self._begun = trio.Event()
+                await self._begun.wait()
+                self._begun = None
             await trio.sleep(timeout / _CHECKS)
-            before = trio.current_time() - timeout
-            for flight in [flight for flight in self._all.values() if flight.progressed < before]:
+            before = time.monotonic() - timeout
+            for flight in [flight for flight in self.values() if flight.progressed < before]:
                 overdue(flight)
                 flight.cancel()

@@ -186,17 +186,21 @@ class DataPlane:
 class _Flight(Flight):
     """A request that waits for its source."""
 
-    __slots__ = ("file", "interrupted", "request")
+    __slots__ = ("_plane", "file", "interrupted", "request")
 
     def __init__(self, plane: DataPlane, handler: Handler, request: Request, file: File, nursery: trio.Nursery) -> None:
-        super().__init__(self._answer(handler), nursery, lambda: plane.land(self))
+        super().__init__(self._answer(handler), nursery, self._land)
+        self._plane = plane
         self.request = request
         self.file = file
         self.interrupted = False
         request.progress = self._progress
 
     def _progress(self) -> None:
-        self.progressed = trio.current_time()
+        self.progressed = time.monotonic()
+
+    def _land(self) -> None:
+        self._plane.land(self)
 
     async def _answer(self, handler: Handler) -> None:
         try:

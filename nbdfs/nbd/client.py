@@ -29,6 +29,8 @@ from nbdfs.nursery import serving_nursery
 from nbdfs.source import Extent
 from nbdfs.undo import unless_done
 
+_SMALL = 64 << 10  # bytes: a request that costs a server no more than the call that brings it
+
 
 class Client:
     """An export, entered.  `server` and `export` are what the server said at first.
@@ -86,8 +88,9 @@ class Client:
 
     async def _perform(self, request: Request) -> None:
         deadline = 0.0
+        small = request.length <= _SMALL
         while True:
-            mux = self.links.least_loaded() or await self.links.reconnected(deadline)
+            mux = self.links.least_loaded(small=small) or await self.links.reconnected(deadline)
             try:
                 await mux.perform(request)
             except ConnectionLostError:
@@ -103,7 +106,7 @@ class Client:
             request.restart()
 
     async def _change(self, request: Request) -> None:
-        while clash := [other for other in self._doubtful if _overlap(other, request)]:
+        while self._doubtful and (clash := [other for other in self._doubtful if _overlap(other, request)]):
             await self._settled(clash[0])
         with unless_done(lambda: self._doubt(request)):
             await self._perform(request)

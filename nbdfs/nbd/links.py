@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import time
 from dataclasses import dataclass
 
 import trio
@@ -61,6 +62,7 @@ class Links:
         self._target = target
         self._options = options
         self._all: list[_Link] = []
+        self._chosen: Mux | None = None  # for the latest request
         self._up = trio.Event()  # set while a link has a connection
         self._down_since: float | None = None
         self._ended: str = ""  # why there will be no connection any more
@@ -76,7 +78,7 @@ class Links:
             return Health.FAILED
         if not self.connections:
             return Health.RECONNECTING
-        before = trio.current_time() - _STALLED
+        before = time.monotonic() - _STALLED
         stalled = any(link.mux and link.mux.overdue(before) for link in self._all)
         return Health.STALLED if stalled else Health.OK
 
@@ -88,20 +90,26 @@ class Links:
                 came = link.mux.poll() or came
         return came
 
-    def least_loaded(self) -> Mux | None:
-        """The connection with the least in flight, if there is one."""
+    def least_loaded(self, *, small: bool = False) -> Mux | None:
+        """The connection with the least in flight, if there is one; for a small request one where others gather."""
+        if small and self._chosen is not None and self._chosen.gathering:
+            return self._chosen
         best = None
         for link in self._all:
             mux = link.mux
             if mux is not None and mux.lost is None and (best is None or mux.load < best.load):
                 best = mux
+        self._chosen = best
         return best
 
     async def reconnected(self, deadline: float) -> Mux:
-        """Wait for a connection, until the deadline (0: a whole timeout from now).  Raises SourceError, EIO."""
+        """Wait for a connection, until the deadline by the monotonic clock (0: a whole timeout from now).
+
+        Raises SourceError, EIO.
+        """
         await eager.task()
         timeout = self._options.timeout
-        with trio.move_on_at(deadline or trio.current_time() + timeout):
+        with trio.move_on_after(max(deadline - time.monotonic(), 0) if deadline else timeout):
             while not self._ended:
                 await self._up.wait()
                 if mux := self.least_loaded():
@@ -222,7 +230,7 @@ class Links:
         timeout = self._options.timeout
         while True:
             await trio.sleep(timeout / 8)
-            before = trio.current_time() - timeout
+            before = time.monotonic() - timeout
             for mux in [link.mux for link in self._all if link.mux]:
                 overdue = mux.overdue(before)
                 for request in overdue:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import time
 
 import trio
 
@@ -29,6 +30,8 @@ from nbdfs.nbd.request import Request
 
 _STAGE = 64 << 10  # bytes received at once where headers may be
 _DIRECT = 8 << 10  # bytes of payload left that are worth a receive of their own, straight into place
+_PROMPT = 0.001  # seconds: requests to a server that answers sooner cost more to send than to carry out
+_BATCH = 16  # buffers that gather in one call; nbdkit has as many threads for a connection
 
 
 class ConnectionLostError(ConnectionError):
@@ -53,6 +56,7 @@ class Mux:
         self.lost: ConnectionLostError | None = None
         self.load = 0
         self.answered = False  # whether any request was carried out
+        self._prompt = False  # whether the reply that came last was a fast one
 
     async def run(self) -> None:
         """The reader and the writer task, until the connection is lost."""
@@ -116,6 +120,11 @@ class Mux:
         """Whether requests are in flight."""
         return bool(self._in_flight)
 
+    @property
+    def gathering(self) -> bool:
+        """Whether requests wait here to leave together: another one costs less here than on a connection of its own."""
+        return self._prompt and 0 < len(self._unsent) < _BATCH and not self._blocked and eager.corked()
+
     def poll(self) -> bool:
         """Take what has arrived; False if nothing had."""
         if self.lost:
@@ -128,8 +137,11 @@ class Mux:
                 told = replies.payload_received if direct else replies.received.received
                 told(received)
                 with eager.held():
-                    while (request := replies.next_event()) is not None:
+                    if (request := replies.next_event()) is not None:
+                        self._prompt = time.monotonic() - request.sent < _PROMPT
+                    while request is not None:
                         self._finish(request, request.error)
+                        request = replies.next_event()
             if received == 0:
                 raise ConnectionLostError(errno.ECONNRESET, f"{self._channel.peer} closed the connection")
         except ProtocolError as error:  # the stream is of no use any more
@@ -150,7 +162,7 @@ class Mux:
         self._next_cookie += 1
         self._in_flight[request.cookie] = request
         self.load += request.weight
-        request.sent = trio.current_time()
+        request.sent = time.monotonic()
         unsent = self._unsent
         idle = not unsent
         unsent.append(request.message(self._extended))

@@ -11,7 +11,7 @@ _HEADER_WEIGHT = 256 << 10  # what a request costs beside its bytes, in bytes; i
 
 
 class Request(Pending):
-    """`weight` is its share of a connection's load, in bytes; `sent` is when it left, in trio's time."""
+    """`weight` is its share of a connection's load, in bytes; `sent` is when it left, by the monotonic clock."""
 
     __slots__ = ("sent", "settled", "wake", "weight")
 

@@ -18,7 +18,9 @@ import pytest
 import trio
 import trio.testing
 
+from nbdfs import eager
 from nbdfs.checked import Checked
+from nbdfs.eager import Run
 from nbdfs.errors import UserError
 from nbdfs.nbd.client import Client
 from nbdfs.nbd.entering import list_exports
@@ -171,6 +173,34 @@ async def test_requests_are_spread_over_all_connections(tmp_path: Path) -> None:
     assert {connection: connections.count(connection) for connection in connections} == {
         str(n): 16 for n in range(1, 5)
     }
+
+
+async def test_small_requests_that_are_begun_together_leave_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a server answers at once, a connection for each costs more than it brings; large ones are spread still."""
+    monkeypatch.setattr("nbdfs.nbd.mux._PROMPT", 60.0)
+    log = tmp_path / "log"
+    argv = ["-f", "-U", "{}", "memory", "64M", "--filter=log", f"logfile={log}"]
+    with serving(tmp_path, "nbdkit", *argv) as uri:
+        async with open_stack(f"nbd,connections=4,readahead=0::{uri}") as source, trio.open_nursery() as nursery:
+            await all_up(source)
+            await read(source, 0, 512)
+            for length in (4096, MIB):
+                eager.cork()
+                for number in range(12):
+                    Run(read(source, number * MIB, length), nursery).start()
+                eager.uncork()
+                with trio.fail_after(30):
+                    while source.counters["read"].bytes < 12 * length:
+                        await trio.sleep(0.01)
+    lines = [line for line in log.read_text().splitlines() if " Read " in line]
+    used = {
+        length: {line.split("connection=")[1].split()[0] for line in lines if f"count={length:#x} " in line}
+        for length in (4096, MIB)
+    }
+    assert len(used[4096]) == 1
+    assert len(used[MIB]) == 4
 
 
 async def test_long_requests_do_not_drive_all_others_to_one_connection() -> None:

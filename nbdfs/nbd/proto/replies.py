@@ -154,8 +154,8 @@ class Replies(Generic[P]):
         if error:
             request.error = SourceError(from_nbd(error))
         elif request.command == nbd.CMD_READ:
-            self._data(request, request.offset, request.length)
             self._final = True
+            self._data(request, request.offset, request.length)
             return None
         return self._complete(request)
 
