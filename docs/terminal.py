@@ -30,7 +30,7 @@ def main() -> None:
         for command in COMMANDS:
             lines.append((f"$ {command}", True))
             done = subprocess.run(["sh", "-c", command], cwd=folder, env={**os.environ, "PATH": path}, text=True,
-                                  capture_output=True)  # fmt: skip
+                                  capture_output=True, check=True)  # fmt: skip
             lines += [(line.rstrip(), False) for line in (done.stdout + done.stderr).splitlines()]
     (Path(__file__).parent / "terminal.svg").write_text(drawing(lines))
 
