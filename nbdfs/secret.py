@@ -50,6 +50,8 @@ def _asked(prompt: str) -> bytes:
             return getpass.getpass(f"{prompt}: ").encode()
         except getpass.GetPassWarning:
             raise UserError(f"there is no terminal to ask for the {prompt.lower()} on: use +FILE or -FD") from None
+        except UnicodeDecodeError:
+            raise UserError(f"the {prompt.lower()} was not typed in the encoding of the locale: use +FILE") from None
 
 
 def _inherited(text: str) -> int:

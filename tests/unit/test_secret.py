@@ -5,8 +5,10 @@ from __future__ import annotations
 import getpass
 import logging
 import os
+import pty
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -76,6 +78,22 @@ def test_from_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("getpass.getpass", answer)
     assert Secret("-").read("Passphrase of x") == "typed é".encode()
     assert asked == ["Passphrase of x: "]
+
+
+def test_what_is_typed_in_another_encoding_is_refused_and_not_shown() -> None:
+    child, terminal = pty.fork()
+    if not child:
+        os.execv(sys.executable, [sys.executable, "-c", "from nbdfs.secret import Secret; Secret('-').read()"])
+    said = b""
+    with suppress(OSError):  # EIO: the child has ended
+        while received := os.read(terminal, 4096):
+            said += received
+            if said.endswith(b"Passphrase: "):
+                os.write(terminal, b"caf\xe9\n")
+    os.waitpid(child, 0)
+    os.close(terminal)
+    assert b"UserError: the passphrase was not typed in the encoding of the locale: use +FILE" in said
+    assert b"caf" not in said and b"xe9" not in said
 
 
 def test_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
