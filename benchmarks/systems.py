@@ -28,10 +28,11 @@ Work = Callable[[Any, float], float]  # (target, seconds) to a figure; higher is
 
 @dataclass(frozen=True)
 class System:
-    """A program under test and the programs it needs."""
+    """A program under test and the programs it needs; `work` is what it does of its job where not all or otherwise."""
 
     enter: Enter
     programs: Sequence[str]
+    work: Mapping[str, Work] | None = None
 
     @property
     def present(self) -> bool:
@@ -162,6 +163,14 @@ def on_uri(measure: Callable[..., float], **options: object) -> Work:
 
 _DEEP = {"direct": 1, "ioengine": "io_uring", "iodepth": 16}
 _PLAIN = {"direct": 1, "ioengine": "psync"}
+URI_WORK: Mapping[str, Work] = {
+    "randread 4k direct qd1 [IOPS]": on_uri(iops, rw="randread", bs="4k", iodepth=1),
+    "randread 4k direct qd16 [IOPS]": on_uri(iops, rw="randread", bs="4k", iodepth=16),
+    "randwrite 4k direct qd1 [IOPS]": on_uri(iops, rw="randwrite", bs="4k", iodepth=1),
+    "randwrite 4k direct qd16 [IOPS]": on_uri(iops, rw="randwrite", bs="4k", iodepth=16),
+    "seqread 1M direct [MB/s]": on_uri(mbps, rw="read", bs="1M", iodepth=1),
+    "seqwrite 1M direct [MB/s]": on_uri(mbps, rw="write", bs="1M", iodepth=1),
+}
 FILE_WORK: Mapping[str, Work] = {
     "randread 4k direct qd1 [IOPS]": on_file(iops, rw="randread", bs="4k", **_PLAIN),
     "randread 4k direct qd16 [IOPS]": on_file(iops, rw="randread", bs="4k", **_DEEP),

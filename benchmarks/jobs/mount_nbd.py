@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
-from benchmarks.systems import FILE_WORK, NBDFS, SIZE, Enter, Job, System, Work, mounted, server
+from benchmarks.systems import FILE_WORK, NBDFS, SIZE, URI_WORK, Enter, Job, System, Work, mounted, server
 
 
 def job(home: str) -> Job:
-    return remote("An NBD export mounted over a regular file", home, [], FILE_WORK)
+    mounting = remote("An NBD export mounted over a regular file", home, [], FILE_WORK)
+    socket = f"{home}/k.sock"
+    # What the server alone gives, to fio's own NBD client: no mount over it can be faster.
+    alone = System(lambda: server(nbdkit(socket), socket), ["nbdkit"], URI_WORK)
+    return replace(mounting, systems={**mounting.systems, "no mount(limit)": alone})
+
+
+def nbdkit(socket: str, *filters: str) -> list[str]:
+    """The server under all of them."""
+    return ["nbdkit", "-f", "-U", socket, "memory", str(SIZE), *filters]
 
 
 def remote(title: str, home: str, filters: Sequence[str], work: Mapping[str, Work], options: Sequence[str] = ()) -> Job:
@@ -19,7 +29,7 @@ def remote(title: str, home: str, filters: Sequence[str], work: Mapping[str, Wor
     def over(command: Callable[[str], list[str]]) -> Enter:
         @contextlib.contextmanager
         def run() -> Iterator[str]:
-            with server(["nbdkit", "-f", "-U", socket, "memory", str(SIZE), *filters], socket) as uri:
+            with server(nbdkit(socket, *filters), socket) as uri:
                 with mounted(command(uri), path):
                     yield path
 
