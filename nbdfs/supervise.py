@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import resource
 import signal
+import stat
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 import trio
 
-from nbdfs.errors import UserError
+from nbdfs.errors import UserError, reason
+from nbdfs.undo import unless_done
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -94,21 +97,36 @@ def allow_many_files() -> None:
 
 @contextlib.contextmanager
 def pid_file(path: str | None) -> Iterator[None]:
-    """Keep the process id in a file while the block runs.  Raises UserError if it cannot be written."""
+    """Keep the process id in a file while the block runs.  Raises UserError if it cannot be written.
+
+    It is a new file, in the place of one that was left behind; anything else is not replaced.
+    """
     if not path:
         yield
         return
-    partial = f"{path}.{os.getpid()}"
     try:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(partial)
-        with open(partial, "x", encoding="ascii") as file:  # new, not what a link of somebody else's leads to
-            file.write(f"{os.getpid()}\n")
-        os.replace(partial, path)
+        ours = _write_pid(path)
     except OSError as error:
-        raise UserError(f"cannot write the PID file {path}: {error.strerror}") from error
+        raise UserError(f"cannot write the PID file {path}: {reason(error)}") from error
     try:
         yield
     finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.lstat(path), ours):  # not that of whoever came after us
+                os.unlink(path)
+
+
+def _write_pid(path: str) -> os.stat_result:
+    """Make the file whole, and only then give it its name."""
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise OSError(errno.EEXIST, "there is something that is no regular file")
+    partial = f"{path}.{os.getpid()}"
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(partial)
+    with open(partial, "x", encoding="ascii") as file:  # new, not what a link of somebody else's leads to
+        with unless_done(lambda: os.unlink(partial)):
+            file.write(f"{os.getpid()}\n")
+            file.flush()
+            os.replace(partial, path)
+        return os.fstat(file.fileno())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -29,3 +30,32 @@ def test_a_link_under_the_name_it_is_written_by_is_not_followed(tmp_path: Path) 
 def test_a_place_that_cannot_be_had(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot write the PID file"), pid_file(str(tmp_path / "absent" / "pid")):
         pass
+
+
+def test_what_is_no_regular_file_is_left_alone(tmp_path: Path) -> None:
+    """As /dev/null, which root could replace."""
+    path = tmp_path / "pid"
+    os.mkfifo(path)
+    with pytest.raises(UserError, match="there is something that is no regular file"), pid_file(str(path)):
+        pass
+    assert path.is_fifo()
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_nothing_stays_where_it_cannot_have_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(source: str, destination: str) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("os.replace", refuse)
+    with pytest.raises(UserError, match=r"cannot write the PID file .*: Permission denied"):
+        with pid_file(str(tmp_path / "pid")):
+            pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_that_of_a_process_that_came_after_us_stays(tmp_path: Path) -> None:
+    path = tmp_path / "pid"
+    with pid_file(str(path)):
+        (tmp_path / "new").write_text("another")
+        (tmp_path / "new").rename(path)
+    assert path.read_text() == "another"
