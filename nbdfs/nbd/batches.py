@@ -12,6 +12,7 @@ Invariants
 
 from __future__ import annotations
 
+import logging
 import mmap
 from collections.abc import Awaitable, Callable
 
@@ -20,6 +21,8 @@ from nbdfs.nbd.proto import constants as nbd
 from nbdfs.nbd.proto.events import Request
 from nbdfs.nbd.proto.transmission import ServerTransmission
 from nbdfs.source import Source
+
+log = logging.getLogger(__name__)
 
 _SMALL = 32 << 10  # bytes of a request
 _ROOM = 256 << 10  # bytes of all that are put off
@@ -108,7 +111,7 @@ class Batches:
         if not self._room:
             self._room = memoryview(mmap.mmap(-1, _ROOM))
         room = self._room[used : used + length * len(requests)]
-        done = self._source.read_now(room, length, [request.offset for request in requests])
+        done = _attempt(self._source.read_now, room, length, requests)
         whole, put = self._machine.whole, self._output.put
         for at, request in zip(range(0, done * length, length), requests, strict=False):
             put(whole(request), room[at : at + length])
@@ -116,6 +119,17 @@ class Batches:
 
     def _write(self, batch: _Batch, length: int) -> int:
         data = memoryview(b"".join(batch.payloads))
-        done = self._source.write_now(data, length, [request.offset for request in batch.requests])
+        done = _attempt(self._source.write_now, data, length, batch.requests)
         self._output.put(*map(self._machine.success, batch.requests[:done]))
         return done
+
+
+def _attempt(
+    operation: Callable[[memoryview, int, list[int]], int], data: memoryview, length: int, requests: list[Request]
+) -> int:
+    """How many requests were done at once.  What goes wrong here must be no more than that they go the ordinary way."""
+    try:
+        return operation(data, length, [request.offset for request in requests])
+    except Exception:
+        log.exception("unexpected error in requests that came together")
+        return 0

@@ -322,7 +322,8 @@ class Connection:
     async def _flush_batch(self) -> None:
         """Carry out what was put off, and send all replies; what they borrow is free then."""
         if self._batches:
-            self._borrowing += await self._batches.carry_out()
+            borrowed = await self._batches.carry_out()
+            self._borrowing += borrowed
         eager.uncork()
         if self._borrowing:
             await self._output.flush_borrowed()

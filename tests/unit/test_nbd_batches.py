@@ -190,3 +190,20 @@ async def test_a_mounted_source_is_asked_the_ordinary_way() -> None:
 
     await _talk(Export("", Checked(source), before_access=before), _request(nbd.CMD_READ, 1, 0, 512))
     assert (asked, source.given) == ([(0, 512)], [])
+
+
+class Faulty(Batching):
+    """Has a fault where it does batches."""
+
+    def read_now(self, buffer: memoryview, length: int, offsets: Sequence[int]) -> int:
+        raise ZeroDivisionError
+
+
+async def test_a_fault_of_the_driver_is_logged_and_its_requests_go_the_ordinary_way(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    source = Faulty(1000)
+    data = _request(nbd.CMD_READ, 1, 0, 512) + _request(nbd.CMD_READ, 2, 512, 512)
+    replies = _replies(await _talk(Export("", Checked(source)), data), {1: 512, 2: 512})
+    assert replies == {1: (0, bytes(source.content[:512])), 2: (0, bytes(source.content[512:1024]))}
+    assert "unexpected error" in caplog.text
