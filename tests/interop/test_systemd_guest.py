@@ -41,6 +41,10 @@ kept = "/var/lib/share.img"
 source = "/dev/vda"
 target = "/srv/forbidden.img"
 
+[mount.locked]
+source = "memory,mlock:32M"
+target = "/srv/locked.img"
+
 [serve.share]
 source = "/var/lib/share.img"
 readonly = true
@@ -205,6 +209,12 @@ def test_service_cannot_gain_privileges(guest: Guest) -> None:
     status = guest.run("cat /proc/$(systemctl show -p MainPID --value nbdfs@disk)/status")
     assert re.search(r"NoNewPrivs:\s1\n", status)
     assert re.search(r"Seccomp:\s2\n", status)
+
+
+def test_service_can_lock_memory(guest: Guest) -> None:
+    guest.run("systemctl start nbdfs@locked")
+    assert guest.run("stat -c %s /srv/locked.img") == str(32 * MIB)
+    guest.run("systemctl stop nbdfs@locked")
 
 
 def test_automount_of_fstab_comes_up_at_the_first_access(guest: Guest) -> None:
