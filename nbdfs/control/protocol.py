@@ -28,11 +28,12 @@ class Code(enum.IntEnum):
 
 
 class RequestError(Exception):
-    """A request that is answered by an error."""
+    """A request that is answered by an error.  `id` is the request's, where it could be read."""
 
-    def __init__(self, code: int, message: str) -> None:
+    def __init__(self, code: int, message: str, id: int | str | None = None) -> None:
         super().__init__(message)
         self.code = code
+        self.id = id
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def parse_request(line: bytes) -> Request:
     if isinstance(number, bool) or not isinstance(number, int | str | None):
         raise RequestError(Code.INVALID_REQUEST, "an id is a number or a string")
     if not isinstance(params, dict):
-        raise RequestError(Code.INVALID_PARAMS, "parameters are given by name")
+        raise RequestError(Code.INVALID_PARAMS, "parameters are given by name", number)
     return Request(message["method"], params, number)
 
 
@@ -71,7 +72,7 @@ def result(request: Request, value: object) -> bytes:
 
 def failure(request: Request | None, error: RequestError) -> bytes:
     """The reply to a request that was not."""
-    return _line({"error": {"code": error.code, "message": str(error)}, "id": request.id if request else None})
+    return _line({"error": {"code": error.code, "message": str(error)}, "id": request.id if request else error.id})
 
 
 def parse_reply(line: bytes) -> Any:

@@ -65,6 +65,12 @@ def test_what_python_calls_json_and_is_none(text: str) -> None:
         parse_request(f'{{"method": "add", "params": {{"spec": {text}}}}}'.encode())
 
 
+def test_a_request_with_parameters_by_place_is_refused_by_its_number() -> None:
+    with pytest.raises(RequestError, match="by name") as error:
+        parse_request(b'{"id": 7, "method": "add", "params": ["a", "memory:1M"]}')
+    assert json.loads(protocol.failure(None, error.value))["id"] == 7
+
+
 def test_a_name_that_is_no_utf_8_is_carried() -> None:
     request = Request("add", {"spec": "caf\udce9"})
     assert parse_request(request.encode()) == request
