@@ -1,12 +1,13 @@
 """A small HTTP server for scrapes: GET /metrics, and nothing else.
 
 Each connection is good for one request.  Their number, the time of each and the size of a request are bounded, so that
-whoever reaches the port can at worst keep others from the figures.  The only module that knows the HTTP library.
+whoever reaches the port can at worst keep others from the figures.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 import socket
 from collections.abc import AsyncIterator, Iterable
 from contextlib import ExitStack, asynccontextmanager, suppress
@@ -31,6 +32,7 @@ _TIMEOUT = 10.0  # seconds for a request and its answer
 _MOST_HEAD = 16 << 10  # bytes
 _LINES = 256  # made before others get a turn
 _ACCEPT_PAUSE = 0.1  # seconds, after descriptors have run out
+_ORIGIN = re.compile(rb"https?://[^/?]*", re.IGNORECASE)  # RFC 9112, 3.2.2: a server takes a whole URL too
 _POINTER = "nbdfs: figures for Prometheus are at /metrics\n"
 
 
@@ -109,7 +111,8 @@ async def _answer(stream: SocketStream, exports: Iterable[Export]) -> None:
         return
     if request is None:
         return
-    path = request.target.partition(b"?")[0]
+    origin = _ORIGIN.match(request.target)
+    path = request.target[origin.end() if origin else 0 :].partition(b"?")[0]
     if request.method not in (b"GET", b"HEAD"):
         await _reply(connection, stream, 405, "only GET\n", [("Allow", "GET, HEAD")])
     elif path == b"/metrics":

@@ -287,6 +287,8 @@ async def test_a_scrape(tmp_path: Path) -> None:
     [
         (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", 200),
         (b"HEAD /metrics HTTP/1.1\r\nHost: x\r\n\r\n", 200),
+        (b"GET http://x/metrics?a HTTP/1.1\r\nHost: x\r\n\r\n", 200),
+        (b"GET http://x/http://x/metrics HTTP/1.1\r\nHost: x\r\n\r\n", 404),
         (b"GET /other HTTP/1.1\r\nHost: x\r\n\r\n", 404),
         (b"POST /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello", 405),
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03 this is TLS\r\n\r\n", 400),
