@@ -28,6 +28,7 @@ from nbdfs.undo import unless_done
 
 _HANDSHAKE_TIMEOUT = 15.0  # seconds for each wait of a handshake
 _HEADERS = 4096  # bytes; more than any header is long
+_ON_THE_WAY = 1 << 20  # bytes sent that a local server need not have taken yet: the lane goes on meanwhile
 
 
 class Request(Pending):
@@ -144,9 +145,9 @@ class Connection:
             self._input.received(self.receive(self._input.space()[: replies.wanted]))
             wait = True  # the rest of what has begun to come
 
-    def receive(self, place: memoryview) -> int:
-        """Receive into `place`, at least one byte."""
-        count = self._checked(self.socket.recv_into, place)
+    def receive(self, place: memoryview, flags: int = 0) -> int:
+        """Receive into `place`, at least one byte; with MSG_WAITALL as much as comes before the time is over."""
+        count = self._checked(self.socket.recv_into, place, 0, flags)
         if not count:
             raise self._lose(f"{self.name} closed the connection")
         return int(count)
@@ -213,6 +214,7 @@ def _dial(address: Address) -> socket.socket:
         )
         sock = socket.socket(family, socket.SOCK_STREAM)
         with unless_done(sock.close):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _ON_THE_WAY)  # as far as the system lets us
             _limit_waits(sock, _HANDSHAKE_TIMEOUT)
             sock.connect(target)
         return sock

@@ -94,7 +94,7 @@ class LaneCopy:
         assert self.work
         count = min(end.lanes for end in self._ends)
         if not any(end.far for end in self._ends):
-            count = min(count, (os.cpu_count() or 1) + 1)  # one may wait for its server, more would take turns
+            count = min(count, os.cpu_count() or 1)  # more would take turns, and cool each other's caches
         in_flight = self._options.queue_size // self._longest
         count = max(1, min(count, in_flight))
         self._depth = max(1, min(self._options.requests, in_flight // count))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -209,7 +210,7 @@ class RemoteIntake(_Port):
         data = self._buffer[:length]  # the same memory each time, which the processor's cache holds
         received = 0
         while received < length:
-            count = self._connection.receive(data[received:])
+            count = self._connection.receive(data[received:], socket.MSG_WAITALL)
             self._connection.replies.payload_received(count)
             received += count
         return data
