@@ -14,24 +14,31 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 import libtorrent
+import trio
 
+from nbdfs.backends.torrent.circle import Circle
 from nbdfs.backends.torrent.membership import Membership
 from nbdfs.backends.torrent.session import FINGERPRINT
 from nbdfs.backends.torrent.sharing import Sharing
 
-_SHORT_QUEUE = 0  # seconds of requests under way in a crowd, the least: another reader may have it in a moment
 _REANNOUNCE_EVERY = 15  # ticks without a peer while somebody waits
 _KNOWN_PEERS = 200
+_MOMENT = 0.05  # seconds from the first peer until seeds are asked: readers nearby have said by then who they are
+_START = 1.0  # seconds until they are asked at the latest
 _NOT_YET = libtorrent.peer_info.handshake | libtorrent.peer_info.connecting
 
 
 class Company:
     """The peers of a torrent, as of libtorrent's last word."""
 
-    def __init__(self, membership: Membership, sharing: Sharing, options: Any) -> None:
+    def __init__(self, membership: Membership, circle: Circle, sharing: Sharing, options: Any) -> None:
         self.entered: list[Callable[[], None]] = []  # called when there are other readers, and were none before
         self.status: Any = None
+        self.settled = False  # it is known who is there, as far as is worth waiting for
+        self._began = trio.current_time()
+        self._first = 0.0  # when the first peer was connected
         self._membership = membership
+        self._circle = circle
         self._sharing = sharing
         self._options = options
         self._known: OrderedDict[tuple[str, int], None] = OrderedDict()
@@ -47,31 +54,56 @@ class Company:
         return self.status.num_peers if self.status else 0
 
     @property
+    def seeds(self) -> int:
+        """Peers that have everything, as of the last second."""
+        return self.status.num_seeds if self.status else 0
+
+    @property
     def candidates(self) -> int:
         """Peers that libtorrent knows and might connect to."""
         return self.status.connect_candidates if self.status else 0
 
     def matters(self) -> bool:
-        """Whether somebody is, or was, connected who is no seed."""
-        return self.crowd or bool(self.status and self.status.num_peers > self.status.num_seeds)
+        """Whether somebody is, or was, connected who is no seed, or that is not known."""
+        return self.crowd or not self.settled or bool(self.status and self.status.num_peers > self.status.num_seeds)
 
-    def look(self, wanted: Collection[int], asking: bool) -> None:
-        """See who is connected.  We want these pieces, which are not here, and may ask seeds for some of them."""
-        seed = libtorrent.peer_info.seed
-        connected = self._membership.handle.get_peer_info()
-        peers = [peer for peer in connected if not peer.flags & _NOT_YET and len(peer.pieces) == self._sharing.pieces]
-        others = {peer.pid.to_bytes(): bytes(peer.pieces) for peer in peers if not peer.flags & seed}
-        readers = {name: pieces for name, pieces in others.items() if name.startswith(FINGERPRINT)}
+    def look(self, wanted: Collection[int], here: bytearray, asking: bool) -> None:
+        """See who is connected.  We want some pieces, have others, and may ask seeds for some."""
+        met = self._membership.handle.get_peer_info()
+        peers = self._connected(met)
+        expected = self._circle.meet([peer for peer in peers if _is_reader(peer)], here)
+        readers = {peer.pid.to_bytes(): peer for peer in self._connected(self._circle.peers()) if _is_reader(peer)}
+        known = {*readers, *expected}
+        others = [bytes(peer.pieces) for peer in peers if not _is_seed(peer) and peer.pid.to_bytes() not in known]
+        if not self.settled:
+            self._settle(bool(peers), any(peer.flags & _NOT_YET for peer in met))
         crowd = self.crowd
         if asking:
-            self._sharing.pace = sum(peer.payload_down_speed for peer in peers if peer.flags & seed)
-        self._sharing.look(readers, others.values(), wanted)
+            self._sharing.pace = sum(peer.payload_down_speed for peer in peers if _is_seed(peer))
+        self._sharing.flow = sum(peer.payload_down_speed for peer in readers.values())
+        has = {name: bytes(peer.pieces) for name, peer in readers.items()}
+        self._sharing.look(has, others, wanted, expected, any(map(_is_seed, peers)), trio.current_time())
         if self.crowd != crowd:
             self._change_manners()
 
+    def begin_anew(self) -> None:
+        """All peers are gone, and come back."""
+        self._began, self._first = trio.current_time(), 0.0
+        self.settled = not self.crowd
+        self._sharing.look({}, (), ())
+
+    def _settle(self, somebody: bool, more: bool) -> None:
+        """See whether it is time to ask: somebody is connected, and no more are about to be."""
+        now = trio.current_time()
+        if somebody and not self._first:
+            self._first = now
+        late = now - self._began > _START or (somebody and now - self._first > _MOMENT)
+        self.settled = late or (somebody and not more)
+
+    def _connected(self, peers: Collection[Any]) -> list[Any]:
+        return [peer for peer in peers if not peer.flags & _NOT_YET and len(peer.pieces) == self._sharing.pieces]
+
     def _change_manners(self) -> None:
-        queue = _SHORT_QUEUE if self.crowd else self._membership.session.chosen["request_queue_time"]
-        self._membership.session.session.apply_settings({"request_queue_time": queue})
         self.choose_order()
         if self.crowd:
             for listener in self.entered:
@@ -102,7 +134,15 @@ class Company:
             self._membership.handle.connect_peer(address)
 
     def look_for_peers(self, ticks: int) -> None:
-        """There is nobody, for so many ticks, while somebody waits."""
+        """There is nobody to have anything from, for so many ticks, while somebody waits."""
         self.reconnect()
         if ticks % _REANNOUNCE_EVERY == 1:
             self._membership.handle.force_reannounce(0, -1, libtorrent.reannounce_flags_t.ignore_min_interval)
+
+
+def _is_reader(peer: Any) -> bool:
+    return bool(peer.pid.to_bytes().startswith(FINGERPRINT))
+
+
+def _is_seed(peer: Any) -> bool:
+    return bool(peer.flags & libtorrent.peer_info.seed)

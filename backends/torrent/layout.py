@@ -5,13 +5,22 @@ from __future__ import annotations
 import bisect
 import errno
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import libtorrent
 
 from nbdfs.backends.torrent.cache import Cache
 from nbdfs.backends.torrent.metainfo import File, Metainfo
 from nbdfs.errors import SourceError
+
+
+class Part(NamedTuple):
+    """`length` bytes of a file, from `offset` on, that lie `at` bytes into a piece."""
+
+    file: int
+    offset: int
+    length: int
+    at: int
 
 
 class Layout:
@@ -22,8 +31,8 @@ class Layout:
         self._files = sorted({file.offset: file for file in metainfo.files if file.length}.values(), key=_offset)
         self._starts = [file.offset for file in self._files]
 
-    def parts(self, piece: int) -> Iterator[tuple[int, int, int]]:
-        """The parts of files that a piece covers: (index, offset, length)."""
+    def parts(self, piece: int) -> Iterator[Part]:
+        """The parts of files that a piece covers."""
         start, end = piece * self._piece_length, (piece + 1) * self._piece_length
         first = max(bisect.bisect_right(self._starts, start) - 1, 0)
         for file in self._files[first:]:
@@ -31,7 +40,7 @@ class Layout:
                 return
             low, high = max(start, file.offset), min(end, file.offset + file.length)
             if low < high:
-                yield file.index, low - file.offset, high - low
+                yield Part(file.index, low - file.offset, high - low, low - start)
 
 
 def names(info: Any, metainfo: Metainfo, cache: Cache) -> dict[int, str]:

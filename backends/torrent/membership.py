@@ -32,8 +32,8 @@ class Membership:
         self.session = session
         self.handle: Any = None
         self.unsaved = False  # there is something new to keep
-        self._cache = cache
-        self._metainfo = metainfo
+        self.cache = cache
+        self.metainfo = metainfo
         self._options = options
         self._resume = b""
 
@@ -41,10 +41,10 @@ class Membership:
         """Put the torrent into the session."""
         flags = libtorrent.torrent_flags
         options = self._options
-        params.save_path = str(self._cache.folder)
+        params.save_path = str(self.cache.folder)
         params.piece_priorities = priorities
         params.file_priorities = []  # resume data of a torrent in share mode has 0: such files go to another place
-        params.renamed_files = names(params.ti, self._metainfo, self._cache)
+        params.renamed_files = names(params.ti, self.metainfo, self.cache)
         params.flags |= flags.share_mode | flags.update_subscribe
         params.flags &= ~(flags.auto_managed | flags.paused | flags.upload_mode | flags.stop_when_ready)
         switches = {flags.sequential_download: options.sequential, flags.disable_dht: not options.dht,
@@ -57,16 +57,20 @@ class Membership:
         """Take the torrent out of the session, which ends all writing."""
         session, handle = self.session, self.handle
         self.handle = None
+        hashes = handle.info_hashes()
         handle.replace_trackers([])  # who were told that we stop might hear of it after our return
         removed = await session.wait_for(
-            libtorrent.torrent_removed_alert, lambda: session.session.remove_torrent(handle), _SAVE_TIMEOUT
+            libtorrent.torrent_removed_alert,
+            lambda: session.session.remove_torrent(handle),
+            _SAVE_TIMEOUT,
+            lambda alert: alert.info_hashes == hashes,
         )
         if not removed:
             log.info("torrent: slow to leave the session")
 
     async def save(self) -> None:
         """Write resume data, if the cache is kept.  Gives up after two seconds."""
-        if self._cache.kept and self.handle:
+        if self.cache.kept and self.handle:
             await self.resume_data()
 
     async def resume_data(self) -> bytes:
@@ -79,9 +83,9 @@ class Membership:
     def on_resume_data(self, alert: Any) -> None:
         """libtorrent has made resume data."""
         self._resume = libtorrent.write_resume_data_buf(alert.params)
-        if self._cache.kept:
+        if self.cache.kept:
             try:
-                self._cache.save(self._resume)
+                self.cache.save(self._resume)
                 self.unsaved = False
             except OSError as error:
                 log.warning("torrent: cannot keep the resume data: %s", error)

@@ -21,9 +21,11 @@ from typing import Any
 
 import trio
 
+from nbdfs.backends.torrent.circle import Circle
 from nbdfs.backends.torrent.company import Company
+from nbdfs.backends.torrent.front import Front
 from nbdfs.backends.torrent.membership import Membership
-from nbdfs.backends.torrent.metainfo import File, Metainfo
+from nbdfs.backends.torrent.metainfo import File
 from nbdfs.backends.torrent.room import Room
 from nbdfs.backends.torrent.sharing import Sharing, Way
 from nbdfs.errors import SourceError
@@ -32,9 +34,9 @@ _STEP = 10  # milliseconds between the deadlines of pieces wanted together
 _AHEAD = 200  # milliseconds: the first deadline of what no read waits for yet
 _LAST = 1  # libtorrent's priorities: for `prefetch=`,
 _POLITE = 4  # its default; 7 is that of a piece with a deadline
-_PRIORITIES = {Way.OURS: _POLITE, Way.LATER: 6, Way.THERE: _POLITE, Way.THEIRS: 0}  # one more where a read waits
-_OTHERS = (Way.THERE, Way.THEIRS)
-_OFF = {Way.OURS: Way.LATER, Way.THERE: Way.THEIRS, Way.THEIRS: Way.THEIRS}
+_ASKED = (Way.OURS, Way.LATER)  # seeds
+_SOON = 1 << 20  # bytes that are asked for at once, alone
+_SOON_IN_CROWD = 64 << 10  # in a crowd: the next moment may bring another reader that asks for some
 
 
 class _Arrival:
@@ -45,32 +47,36 @@ class _Arrival:
         self.trouble = ""
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Wait:
-    """For a piece of another reader: from when on, and how many pieces the readers had then."""
+    """For a piece of another reader: from when on, how many pieces the readers had then, and when it might come."""
 
     since: float
     had: Mapping[bytes, int]
+    hopeful: float
 
 
 class Pieces:
     """The pieces of a torrent, for those who read them."""
 
     def __init__(
-        self, membership: Membership, company: Company, sharing: Sharing, room: Room, metainfo: Metainfo, options: Any
+        self, membership: Membership, circle: Circle, company: Company, sharing: Sharing, room: Room, options: Any
     ) -> None:
+        metainfo = membership.metainfo
         self.here = bytearray(metainfo.pieces)
         self.background = bytearray(metainfo.pieces)  # priorities of pieces that nobody claims
         self.claims: Counter[int] = Counter()
         self.waiting: Counter[int] = Counter()
         self.awaited = trio.Event()  # somebody waits
         self._membership = membership
+        self._circle = circle
         self._company = company
         self._sharing = sharing
         self._room = room
         self._metainfo = metainfo
         self._options = options
         self._arrivals: dict[int, _Arrival] = {}  # those waited for
+        self._front = Front(_SOON // metainfo.piece_length)
         self._trouble = ""  # the disk's or libtorrent's last error
         self._told: dict[int, Way] = {}
         self._waits: dict[int, _Wait] = {}  # for pieces of other readers
@@ -117,9 +123,9 @@ class Pieces:
         """Want pieces, in this order, the first of them in `after` milliseconds.  Each call needs its `release`."""
         for index, piece in enumerate(pieces):
             self.claims[piece] += 1
-            if not self.here[piece]:
-                way = self._way(piece)
-                self._tell(piece, _OFF[way] if self._company.crowd else way, after + index * _STEP)
+            if not self.here[piece] and (after == 0 or self._told.get(piece) not in _ASKED):
+                self._tell(piece, self._way(piece), after + index * _STEP)
+        self._ask()
 
     def release(self, pieces: Iterable[int]) -> None:
         """Want the pieces no more."""
@@ -128,10 +134,13 @@ class Pieces:
             if not self.claims[piece]:
                 del self.claims[piece]
                 self._insisted.discard(piece)
+                self._front.asked.discard(piece)
                 if not self.here[piece] and (handle := self._membership.handle):
-                    self._told.pop(piece, None)
+                    if self._told.pop(piece, None) is Way.CIRCLE:
+                        self._leave_to_others(piece)
                     handle.reset_piece_deadline(piece)
                     handle.piece_priority(piece, self.background[piece])
+        self._ask()
         self._room.check()
 
     def prefetch(self, pieces: range) -> None:
@@ -145,12 +154,13 @@ class Pieces:
     def renew(self) -> None:
         """Tell libtorrent of all claims anew."""
         self._told.clear()
+        self._front.clear()
         self.review()
 
     def look(self) -> None:
         """See whether other readers came, went or got something, and tell libtorrent what that changes."""
         if self._company.matters():
-            self._company.look(self._missing(), Way.OURS in self._told.values())
+            self._company.look(self._missing(), self.here, Way.OURS in self._told.values())
             self.review()
 
     def review(self) -> None:
@@ -159,25 +169,20 @@ class Pieces:
         wanted = self._missing()
         self._lose_patience(wanted)
         ways = {piece: self._way(piece) for piece in wanted}
-        if any(self._told.get(piece) is Way.OURS and way in _OTHERS for piece, way in ways.items()):
+        if any(self._told.get(piece) in _ASKED and way not in _ASKED for piece, way in ways.items()):
             handle.clear_piece_deadlines()  # when the first is set anew, libtorrent takes back all other requests
-            self._told.clear()
-        if self._company.crowd:
-            ways |= self._put_off(ways)
+            self._told = {piece: way for piece, way in self._told.items() if way is Way.CIRCLE}
+            self._front.clear()
+        self._front.fewest = self._fewest()
         for index, (piece, way) in enumerate(ways.items()):
-            if self._told.get(piece) is not way:
+            known = self._told.get(piece)
+            at_once = piece in self.waiting and self._company.settled
+            if known is not way and not (known is Way.LATER and way is Way.OURS and not at_once):
                 self._tell(piece, way, 0 if piece in self.waiting else _AHEAD + index * _STEP)
+        self._ask()
 
-    def _put_off(self, ways: Mapping[int, Way]) -> dict[int, Way]:
-        """The pieces among these that there is time for.
-
-        What another reader has is asked for when a read waits for it, and all of it then: a seed, which has it too,
-        gets two of the requests each time.
-        """
-        off = [piece for piece, way in ways.items() if way is Way.OURS][1:]
-        if not any(ways.get(piece) is Way.THERE for piece in self.waiting):
-            off += [piece for piece, way in ways.items() if way is Way.THERE and self._told.get(piece) is not way]
-        return {piece: _OFF[ways[piece]] for piece in off if piece not in self.waiting}
+    def _fewest(self) -> int:
+        return (_SOON_IN_CROWD if self._company.crowd else _SOON) // self._metainfo.piece_length
 
     def _missing(self) -> list[int]:
         """The pieces that are wanted and not here, in order."""
@@ -191,23 +196,63 @@ class Pieces:
         if not handle:
             return
         known = self._told.get(piece)
+        if way is Way.OURS and (not self._company.settled or (after and self._options.sequential)):
+            way = Way.LATER
+            self._front.put(piece, trio.current_time() + after / 1000)
         self._told[piece] = way
-        if way is Way.OURS and (self._options.sequential or not after):
-            handle.set_piece_deadline(piece, after)
-            return
-        if known is Way.OURS:
+        if known is Way.OURS and way is not Way.OURS:
             handle.reset_piece_deadline(piece)
-        handle.piece_priority(piece, _PRIORITIES[way] + (way is Way.THERE and not after))
+            self._front.asked.discard(piece)
+        if known is Way.CIRCLE and way is not Way.CIRCLE:
+            self._leave_to_others(piece)
+        if way is Way.CIRCLE and (circle := self._circle.handle):
+            circle.set_piece_deadline(piece, after)
+        if way is Way.OURS and not after:
+            self._ask_now(piece, 0)
+        else:
+            handle.piece_priority(piece, self._priority(piece, way))
+
+    def _priority(self, piece: int, way: Way) -> int:
+        """libtorrent's, for a piece without a deadline."""
+        if way is Way.LATER:
+            return self.background[piece]
+        return _POLITE if way in (Way.OURS, Way.OTHERS) else 0
+
+    def _ask(self) -> None:
+        """Ask for the pieces whose turn it is."""
+        if self._membership.handle and self._company.settled:
+            for due, piece in self._front.take():
+                if self._told.get(piece) is Way.LATER and self._way(piece) is Way.OURS:
+                    self._told[piece] = Way.OURS
+                    self._ask_now(piece, max(int(1000 * (due - trio.current_time())), _AHEAD))
+
+    def _ask_now(self, piece: int, after: int) -> None:
+        self._front.ask(piece)
+        self._membership.handle.set_piece_deadline(piece, after)
+
+    def _leave_to_others(self, piece: int) -> None:
+        """Do not want it from readers any more."""
+        if handle := self._circle.handle:
+            handle.reset_piece_deadline(piece)
+            handle.piece_priority(piece, 0)
 
     def _lose_patience(self, wanted: list[int]) -> None:
         """Insist on pieces of other readers that a read waited for too long."""
         now, longest = trio.current_time(), self._options.timeout / 2
-        theirs = [piece for piece in self.waiting if not self.here[piece] and self._way(piece) is Way.THEIRS]
-        self._waits = {piece: self._waits.get(piece) or _Wait(now, self._sharing.counts()) for piece in theirs}
+        ways = {piece: self._way(piece) for piece in self.waiting if not self.here[piece]}
+        theirs = [piece for piece, way in ways.items() if way in (Way.THEIRS, Way.CIRCLE)]
+        self._waits = {piece: self._waits.get(piece) or _Wait(now, self._sharing.counts(), now) for piece in theirs}
         for piece, wait in self._waits.items():
-            if now - wait.since > min(self._sharing.patience(piece, wanted), longest):
+            if ways[piece] is Way.THEIRS and not self._sharing.may_come(piece):
+                wait.hopeful = now
+            flows = ways[piece] is Way.CIRCLE and self._sharing.flows
+            patience = longest if flows else self._sharing.patience(piece, wanted)
+            if now - wait.hopeful > patience or now - wait.since > longest:
                 self._insisted.add(piece)
-                self._sharing.in_vain(piece, wait.had)
+                if ways[piece] is Way.THEIRS:
+                    self._sharing.in_vain(piece, wait.had)
+                else:
+                    self._sharing.too_slow(piece, now)
 
     # -- who waits
 
@@ -226,6 +271,8 @@ class Pieces:
         self.here[piece] = 1
         self._told.pop(piece, None)
         self._insisted.discard(piece)
+        self._front.came(piece)
+        self._ask()
         arrival = self._arrivals.pop(piece, None)
         if arrival is not None:
             arrival.settled.set()

@@ -123,14 +123,13 @@ class ReadAhead:
             stream = _Stream(offset + length, end)
             self._streams.append(stream)
             if offset == 0:  # whoever begins at the beginning mostly goes on
-                stream.window = min(_FIRST_WINDOW, self._largest)
+                stream.window = min(self._first(), self._largest)
                 self._advance(stream, end)
             return
         if offset + length <= stream.next:
             return  # a part read again
         stream.next = offset + length
-        first = _CROWD_WINDOW if self._company.crowd else _FIRST_WINDOW
-        stream.window = min(max(stream.window * 4, first), self._largest)
+        stream.window = min(max(stream.window * 4, self._first()), self._largest)
         if stream.next + stream.window > stream.asked + stream.window // 4 or stream.top < end:
             self._advance(stream, end)
 
@@ -146,6 +145,9 @@ class ReadAhead:
         self._company.entered.remove(self.in_crowd)
         while self._streams:
             self._pieces.release(self._streams.pop().claimed)
+
+    def _first(self) -> int:
+        return _CROWD_WINDOW if self._company.crowd else _FIRST_WINDOW
 
     def _stream(self, offset: int) -> _Stream | None:
         for stream in reversed(self._streams):

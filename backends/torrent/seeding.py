@@ -23,11 +23,13 @@ class Seeding:
         self._options = options
         self._quiet = False  # no uploads
 
-    def look(self, status: Any) -> None:
-        """See whether a limit is reached."""
+    def look(self, status: Any, circle: Any = None) -> None:
+        """See whether a limit is reached, by what was passed on in the torrent and in the circle of its readers."""
         options = self._options
-        downloaded = max(status.all_time_download, 1)
-        shared = options.seed_ratio and status.all_time_upload >= options.seed_ratio * downloaded
+        statuses = [status, circle] if circle else [status]
+        downloaded = max(sum(each.all_time_download for each in statuses), 1)
+        uploaded = sum(each.all_time_upload for each in statuses)
+        shared = options.seed_ratio and uploaded >= options.seed_ratio * downloaded
         waited = options.seed_time and status.finished_duration.total_seconds() >= options.seed_time
         quiet = bool(shared or (waited and self._pieces.present == len(self._pieces.here)))
         if quiet != self._quiet:

@@ -7,10 +7,12 @@ be kept, its memory is libtorrent's.
 
 from __future__ import annotations
 
+import base64
 import ipaddress
 import logging
 import os
 import secrets
+import time
 import urllib.parse
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -41,6 +43,7 @@ _FIXED: Mapping[str, Any] = {
     "share_mode_target": 100_000,
     "enable_outgoing_utp": False,  # an eighth of TCP's speed in a local network
     "smooth_connects": False,
+    "connect_seed_every_n_download": 1,  # a circle, which wants nothing for now, meets its readers all the same
     "stop_tracker_timeout": _TRACKER_GOODBYE,
     "min_reconnect_time": 2,
     "max_failcount": 20,
@@ -108,9 +111,13 @@ def _proxy(url: str, password: Secret | None) -> dict[str, Any]:
 
 
 def peer_id() -> bytes:
-    """An id of one session, in the usual form: the program, its version, what nobody else has."""
+    """An id of one session, in the usual form: the program, its version, what nobody else has.
+
+    The last begins with the time, so that ids of one version are in the order in which their sessions began.
+    """
     version = "".join(nbdfs.__version__.split(".")[:3]).ljust(4, "0")[:4]
-    return FINGERPRINT + version.encode() + b"-" + secrets.token_hex(6).encode()
+    own = int(time.time() * 100) << 22 | secrets.randbits(22)  # 60 bits, for some decades
+    return FINGERPRINT + version.encode() + b"-" + base64.b32hexencode((own << 4).to_bytes(8, "big"))[:12]
 
 
 class Session:
@@ -148,8 +155,10 @@ class Session:
                 if handler:
                     handler(alert)
 
-    async def wait_for(self, alert: type, start: Callable[[], object], seconds: float) -> bool:
-        """Call `start` and wait for an alert of that type; False if it does not come in time.
+    async def wait_for(
+        self, alert: type, start: Callable[[], object], seconds: float, fits: Callable[[Any], bool] = lambda found: True
+    ) -> bool:
+        """Call `start` and wait for an alert of that type that fits; False if it does not come in time.
 
         `run` must be under way.  A handler for the alert is called too, before this returns.
         """
@@ -159,7 +168,8 @@ class Session:
         def handle(found: Any) -> None:
             if before:
                 before(found)
-            came.set()
+            if fits(found):
+                came.set()
 
         self._handlers[alert] = handle
         try:

@@ -4,7 +4,7 @@ Readers that run this program know each other by their peer ids.  Every piece ha
 connected: it asks the seeds, the others get the piece from it.  All work it out by the same rule from the same ids, so
 nothing is said about it: in a row of pieces each goes to the reader with the lowest hash of its id and the piece
 (rendezvous hashing), of those that have not had their part of the row yet.  Who comes or goes changes the owner of few
-pieces.
+pieces.  Of a small torrent the oldest readers are the owners.
 
 An owner may not want its piece.  A read that waited for one in vain does not wait for that reader again until it has
 something that is wanted here, nor for any that got nothing in the meantime.
@@ -22,9 +22,11 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 
 _ROW = 16  # pieces
-_SLOWEST = 512 << 10  # bytes a second of a seed whose pace is not known yet
+_SHARE = 512 << 10  # bytes of the torrent for each owner: whoever comes when little is left would only fetch it again
+_SLOWEST = 256 << 10  # bytes a second of a seed whose pace is not known yet
 _LEAST = 0.3  # seconds: to hear of a piece and to get it from another reader
-_TURN = 0.25  # pieces' times between two readers that give up waiting for the same owner
+_SLOW_FOR = 60.0  # seconds that a reader is not asked after a read waited for it in vain
+_TURN = 0.5  # pieces' times between two readers that give up waiting for the same owner
 
 Pieces = bytes  # 1 for each that a peer has, 0 for others
 
@@ -33,8 +35,9 @@ class Way(enum.Enum):
     """How a piece is to be had."""
 
     OURS = "from everybody, seeds too"
-    LATER = "the same, after what is more urgent"
-    THERE = "from a reader who has it"
+    LATER = "the same, when it is its turn"
+    CIRCLE = "from readers, one of whom has it"
+    OTHERS = "from everybody, as a peer has it that is neither a seed nor a reader"
     THEIRS = "another reader is to get it first"
 
 
@@ -42,14 +45,20 @@ class Sharing:
     """The readers of a torrent, as of the last look: who owns which piece, and who has it."""
 
     def __init__(self, ourselves: bytes, pieces: int, piece_length: int) -> None:
-        self.members: tuple[bytes, ...] = (ourselves,)
+        self.members: tuple[bytes, ...] = (ourselves,)  # the oldest first, as their ids begin with the time
         self.pieces = pieces
         self.pace = 0.0  # bytes a second that seeds sent us when we last asked them
+        self.flow = 0.0  # bytes a second that readers send us
         self._ourselves = ourselves
         self._piece_length = piece_length
         self._has: Mapping[bytes, Pieces] = {}  # pieces of each reader
-        self._elsewhere: Pieces = b""  # those of anybody who is no seed
+        self._expected: frozenset[bytes] = frozenset()  # readers that pieces cannot be had from yet
+        self._seeds = False
+        self._in_circle: Pieces = bytes(pieces)  # those of any reader
+        self._elsewhere: Pieces = bytes(pieces)  # those of anybody who is neither a reader nor a seed
         self._idle: set[bytes] = set()  # readers not waited for
+        self._slow: dict[bytes, float] = {}  # readers that nothing is asked of, and until when
+        self._most_owners = -(-pieces * piece_length // _SHARE)
         self._rows: dict[int, tuple[tuple[bytes, ...], ...]] = {}
 
     @property
@@ -57,23 +66,33 @@ class Sharing:
         """Whether everything is ours."""
         return len(self.members) == 1
 
-    def look(self, has: Mapping[bytes, Pieces], others: Iterable[Pieces], wanted: Collection[int]) -> None:
-        """These readers are connected, and `others` are the pieces of all peers that are no seeds."""
-        self._has = has
-        self._elsewhere = functools.reduce(operator.or_, map(int.from_bytes, others), 0).to_bytes(self.pieces)
+    def look(
+        self, has: Mapping[bytes, Pieces], others: Iterable[Pieces], wanted: Collection[int],
+        expected: Collection[bytes] = (), seeds: bool = True, now: float = 0.0,
+    ) -> None:  # fmt: skip
+        """These readers are connected, and `others` are the pieces of peers that are neither readers nor seeds."""
+        self._has = {**dict.fromkeys(expected, bytes(self.pieces)), **has}
+        self._expected = frozenset(expected)
+        self._seeds = seeds
+        self._slow = {reader: until for reader, until in self._slow.items() if reader in has and until > now}
+        self._in_circle = self._any(pieces for reader, pieces in has.items() if reader not in self._slow)
+        self._elsewhere = self._any(others)
         self._idle = {
             reader for reader in self._idle if reader in has and not any(has[reader][piece] for piece in wanted)
         }
-        members = tuple(sorted([self._ourselves, *(reader for reader in has if reader not in self._idle)]))
+        out = {*self._idle, *self._slow}
+        members = tuple(sorted([self._ourselves, *(reader for reader in self._has if reader not in out)]))
         if members != self.members:
             self.members = members
             self._rows.clear()
 
     def way(self, piece: int) -> Way:
         """How a piece that is not here is to be had."""
+        if self._in_circle[piece]:
+            return Way.CIRCLE
         if self.owner(piece) == self._ourselves:
             return Way.OURS
-        return Way.THERE if self._elsewhere[piece] else Way.THEIRS
+        return Way.OTHERS if self._elsewhere[piece] else Way.THEIRS
 
     def owner(self, piece: int) -> bytes:
         """The reader that asks seeds for it."""
@@ -91,27 +110,44 @@ class Sharing:
     def patience(self, piece: int, wanted: Iterable[int]) -> float:
         """Seconds that a read waits for the owner of a piece, who gets `wanted` ones before it too."""
         order = self.order(piece)
-        before = sum(self.owner(other) == order[0] and not self._elsewhere[other] for other in wanted if other < piece)
+        before = sum(self.owner(other) == order[0] and not self._in_circle[other] for other in wanted if other < piece)
         turns = before + 2 + order.index(self._ourselves) * _TURN
         return turns * (_LEAST + self._piece_length / (self.pace or _SLOWEST))
+
+    def may_come(self, piece: int) -> bool:
+        """Whether there is something to wait for: somebody its owner may ask, and a connection to that owner."""
+        return self._seeds and self.owner(piece) not in self._expected
 
     def in_vain(self, piece: int, had: Mapping[bytes, int]) -> None:
         """A read waited for the owner of a piece, from when the readers had so many pieces."""
         owner = self.owner(piece)
         self._idle |= {reader for reader, count in self.counts().items() if count == had.get(reader) or reader == owner}
 
+    def too_slow(self, piece: int, now: float) -> None:
+        """A read waited in vain for the piece, which some readers have."""
+        self._slow |= {reader: now + _SLOW_FOR for reader, pieces in self._has.items() if pieces[piece]}
+
+    @property
+    def flows(self) -> bool:
+        """Whether readers send about as much as seeds would."""
+        return self.flow > (self.pace or _SLOWEST) / 4
+
     def counts(self) -> dict[bytes, int]:
         """How many pieces each reader has."""
         return {reader: pieces.count(1) for reader, pieces in self._has.items()}
 
+    def _any(self, of_each: Iterable[Pieces]) -> Pieces:
+        return functools.reduce(operator.or_, map(int.from_bytes, of_each), 0).to_bytes(self.pieces)
+
     def _divide(self, row: int) -> tuple[tuple[bytes, ...], ...]:
         pieces = range(row * _ROW, min((row + 1) * _ROW, self.pieces))
-        most = -(-len(pieces) // len(self.members))
+        owners = self.members[: min(len(pieces), self._most_owners)]
+        most = -(-len(pieces) // len(owners))
         load: Counter[bytes] = Counter()
         orders = []
         for piece in pieces:
             ranked = sorted(self.members, key=lambda member: _weight(member, piece))
-            owner = next(member for member in ranked if load[member] < most)
+            owner = next(member for member in ranked if member in owners and load[member] < most)
             load[owner] += 1
             orders.append((owner, *(member for member in ranked if member != owner)))
         return tuple(orders)

@@ -16,7 +16,9 @@ import libtorrent
 import trio
 
 from nbdfs.backends.torrent.cache import Cache
+from nbdfs.backends.torrent.circle import Circle
 from nbdfs.backends.torrent.company import Company
+from nbdfs.backends.torrent.handover import Handover
 from nbdfs.backends.torrent.layout import Layout
 from nbdfs.backends.torrent.membership import Membership, rejoining
 from nbdfs.backends.torrent.metainfo import Metainfo
@@ -31,6 +33,8 @@ from nbdfs.source import Fetching
 log = logging.getLogger(__name__)
 
 _TICK = 1.0  # seconds between two looks at peers, limits and resume data
+_HANDSHAKE = 1.0  # seconds until most peers that connect have told who they are
+_BLINK = 0.002  # seconds between two looks while nobody is asked yet
 _GLANCE = 0.1  # seconds between two looks at who is connected, while somebody waits, and at least
 _REST = 10  # times as long as such a look takes: many peers have many pieces
 _SAVE_EVERY = 60  # ticks
@@ -46,13 +50,17 @@ class Torrent:
         self.cache = cache
         self.room = Room(options.cache_size, metainfo.piece_length)
         self._membership = Membership(session, cache, metainfo, options)
+        self._circle = Circle(self._membership, params, options)
         sharing = Sharing(session.peer_id, metainfo.pieces, metainfo.piece_length)
-        self.company = Company(self._membership, sharing, options)
-        self.pieces = Pieces(self._membership, self.company, sharing, self.room, metainfo, options)
+        self.company = Company(self._membership, self._circle, sharing, options)
+        self.company.settled = bool(params.url_seeds)  # libtorrent asks those only when something is wanted
+        self.pieces = Pieces(self._membership, self._circle, self.company, sharing, self.room, options)
         self._seeding = Seeding(session, self.pieces, options)
         self._layout = Layout(metainfo)
+        self._handover = Handover(self._membership, self._circle, self.pieces, self._layout, params.ti)
         self._session = session
         self._params = params
+        self._came = trio.Event()  # a peer connected
         self._stopped = False  # libtorrent may have stopped at the last trouble
         self._unverified = set(params.unfinished_pieces) if params.unfinished_pieces else set()
         self._verified = trio.Event()  # one of them was looked at
@@ -60,30 +68,33 @@ class Torrent:
     @property
     def starving(self) -> bool:
         """Whether reads wait while nothing comes, as of the last second."""
-        status = self.company.status
-        return bool(self.pieces.waiting and status and not status.download_payload_rate)
+        comes = sum(each.download_payload_rate for each in self._statuses())
+        return bool(self.pieces.waiting and self.company.status and not comes)
 
     def fetching(self) -> Fetching:
         """The present state; rates and peers are those of the last second."""
-        status = self.company.status
         return Fetching(
             component(self.metainfo.name),
             self.metainfo.pieces,
             self.pieces.present,
             self.company.peers,
-            status.download_payload_rate if status else 0,
-            status.upload_payload_rate if status else 0,
+            sum(each.download_payload_rate for each in self._statuses()),
+            sum(each.upload_payload_rate for each in self._statuses()),
             tuple(sorted(self.pieces.waiting)),
         )
+
+    def _statuses(self) -> list[Any]:
+        """libtorrent's last words on the torrent, and on the circle if there is one."""
+        return [status for status in (self.company.status, self._circle.status) if status]
 
     # -- life
 
     def start(self) -> None:
         """Put the torrent into the session."""
         on = self._session.on
-        on(libtorrent.piece_finished_alert, lambda alert: self._finished(alert.piece_index))
+        on(libtorrent.piece_finished_alert, self._on_piece)
         on(libtorrent.state_update_alert, self._on_status)
-        on(libtorrent.peer_connect_alert, self.company.meet)
+        on(libtorrent.peer_connect_alert, self._on_peer)
         on(libtorrent.file_error_alert, self._on_trouble)
         on(libtorrent.torrent_error_alert, self._on_trouble)
         on(libtorrent.tracker_error_alert, lambda alert: log.info("torrent: %s", alert.message()))
@@ -103,11 +114,14 @@ class Torrent:
         """Look after the torrent until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._keep_house)
+            nursery.start_soon(self._handover.run)
+            nursery.start_soon(self._greet)
             if self.room.limit:
                 nursery.start_soon(self.room.keep, self.pieces.claims, self._drop)
 
     async def save(self) -> None:
-        """Write resume data, if the cache is kept.  Gives up after two seconds."""
+        """Write resume data, if the cache is kept.  Gives up after some two seconds."""
+        await self._handover.finish()
         await self._membership.save()
 
     async def _keep_house(self) -> None:
@@ -120,6 +134,9 @@ class Torrent:
                     self._glance()
                     await trio.sleep(max(_GLANCE, _REST * (trio.current_time() - start)))
             ticks += 1
+            self._handover.tick()
+            if self._circle.deserted:
+                self._circle.abandon()
             if not self._membership.handle:
                 continue
             if self._stopped and self.pieces.waiting:
@@ -127,13 +144,29 @@ class Torrent:
                 await self._drop([])  # only a fresh start frees blocks that could not be written
                 continue
             self._glance()
-            lonely = lonely + 1 if self.pieces.waiting and not self.company.peers else 0
-            if lonely and lonely % _TOO_LONELY == 0 and self.company.candidates:
+            lonely = lonely + 1 if self.starving and not self.company.seeds else 0
+            nobody = not self.company.peers
+            if nobody and lonely and lonely % _TOO_LONELY == 0 and self.company.candidates:
                 await self._drop([])  # libtorrent may keep from a peer that it lost over a second connection to it
             elif lonely:
                 self.company.look_for_peers(lonely)
             if ticks % _SAVE_EVERY == 0 and self._membership.unsaved:
                 await self.save()
+
+    async def _greet(self) -> None:
+        """Look at peers as soon as they come: readers want to be known before more is asked for."""
+        while True:
+            await self._came.wait()
+            self._came = trio.Event()
+            while not self.company.settled:
+                start = trio.current_time()
+                self._glance()
+                await trio.sleep(max(_BLINK, _REST * (trio.current_time() - start)))
+            with trio.move_on_after(_HANDSHAKE):
+                while True:
+                    if not self.pieces.waiting:
+                        self._glance()
+                    await trio.sleep(_GLANCE)
 
     def _glance(self) -> None:
         """Have libtorrent tell how things are."""
@@ -154,11 +187,16 @@ class Torrent:
         self.room.leave(pieces)
         for piece in pieces:
             self.pieces.here[piece] = 0
+        self._circle.abandon()  # first, as what it tells of a piece that is dropped would bring that back
         await self._membership.leave()
+        self._handover.clear()
         self.cache.forget_descriptors()
-        await trio.to_thread.run_sync(self.cache.drop, [part for piece in pieces for part in self._layout.parts(piece)])
+        await trio.to_thread.run_sync(
+            self.cache.drop, [part[:3] for piece in pieces for part in self._layout.parts(piece)]
+        )
         params = rejoining(resume, self._params.ti, self.pieces.here)
         self._membership.join(params, list(self.pieces.background))
+        self.company.begin_anew()
         self.pieces.renew()
         self.company.choose_order()
         self.company.reconnect()
@@ -169,22 +207,37 @@ class Torrent:
         log.info("torrent: %s", alert.message())
         self._looked_at(alert.piece_index)
 
+    def _on_piece(self, alert: Any) -> None:
+        """A torrent has a piece.  One that left the session may speak of pieces that were dropped."""
+        in_circle = alert.handle == self._circle.handle
+        if in_circle or alert.handle == self._membership.handle:
+            self._finished(alert.piece_index, in_circle)
+
     def _looked_at(self, piece: int) -> None:
         self._unverified.discard(piece)
         self._verified.set()
 
-    def _finished(self, piece: int) -> None:
-        self.pieces.came(piece)
+    def _finished(self, piece: int, in_circle: bool) -> None:
+        self._handover.finished(piece, in_circle)
+        if not self.pieces.here[piece]:
+            self.pieces.came(piece)
+            self._membership.unsaved = True
+            self.room.take(piece)
         self._looked_at(piece)
-        self._membership.unsaved = True
-        self.room.take(piece)
 
     def _on_status(self, alert: Any) -> None:
         for status in alert.status:
-            self._seeding.look(status)
+            if status.handle == self._circle.handle:
+                self._circle.status = status
+                continue
+            self._seeding.look(status, self._circle.status)
             self.company.status = status
             if not self.company.crowd and self._membership.handle:
                 self.pieces.look()
+
+    def _on_peer(self, alert: Any) -> None:
+        self.company.meet(alert)
+        self._came.set()
 
     def _on_trouble(self, alert: Any) -> None:
         """A file could not be written, or the torrent is stopped."""
@@ -194,7 +247,8 @@ class Torrent:
 
     def _catch_up(self) -> None:
         """Alerts were lost: ask libtorrent what is here."""
-        if handle := self._membership.handle:
-            for piece, present in enumerate(handle.status(libtorrent.status_flags_t.query_pieces).pieces):
-                if present and not self.pieces.here[piece]:
-                    self._finished(piece)
+        for handle, in_circle in (self._membership.handle, False), (self._circle.handle, True):
+            if handle:
+                for piece, present in enumerate(handle.status(libtorrent.status_flags_t.query_pieces).pieces):
+                    if present and not self.pieces.here[piece]:
+                        self._finished(piece, in_circle)

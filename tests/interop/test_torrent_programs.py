@@ -309,41 +309,6 @@ async def test_luks_over_a_torrent(tmp_path: Path) -> None:
                 assert await read(source, 1 << 20, 4096) == b"\x5a" * 4096
 
 
-@pytest.mark.parametrize(
-    ("size", "piece"),
-    [
-        (8 << 20, 256 << 10),
-        pytest.param(16 << 20, PIECE, marks=pytest.mark.long),
-        pytest.param(16 << 20, 256 << 10, marks=pytest.mark.long),
-        pytest.param(16 << 20, 1 << 20, marks=pytest.mark.long),
-        pytest.param(24 << 20, PIECE, marks=pytest.mark.long),
-    ],
-)
-async def test_eight_readers_ask_a_slow_seeder_for_hardly_more_than_one_image(
-    tmp_path: Path, size: int, piece: int
-) -> None:
-    content = noise(size)
-    write_files(tmp_path, {"disk.img": content})
-    finished = 0
-
-    async def reader(torrent: Path) -> None:
-        nonlocal finished
-        async with open_stack(f"torrent,{ALONE}:{torrent}") as source:
-            for at in range(0, len(content), 128 << 10):
-                assert await read(source, at, 128 << 10) == content[at : at + (128 << 10)]
-            finished += 1
-            while finished < 8:
-                await trio.sleep(0.1)
-
-    with tracking() as tracker:
-        torrent = make_torrent(tmp_path, "disk.img", tracker=tracker.url, piece=piece)
-        with seeding(torrent, tmp_path, upload_limit=1 << 20) as seeder:
-            async with trio.open_nursery() as nursery:
-                for _ in range(8):
-                    nursery.start_soon(reader, torrent)
-            assert seeder.sent <= 1.5 * len(content)
-
-
 def test_bad_torrents_are_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "bad.torrent").write_bytes(b"d4:infod4:name")
     assert "bad.torrent" in complaint("info", f"torrent:{tmp_path}/bad.torrent")

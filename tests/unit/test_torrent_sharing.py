@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nbdfs.backends.torrent.session import FINGERPRINT, peer_id
 from nbdfs.backends.torrent.sharing import Sharing, Way
 
 PIECES, LENGTH = 100, 256 << 10
@@ -60,11 +63,31 @@ def test_alone_everything_is_ours_whoever_else_downloads() -> None:
     assert {view.way(piece) for piece in range(PIECES)} == {Way.OURS}
 
 
-def test_what_any_peer_has_that_is_no_seed_is_to_be_had_there() -> None:
+def test_what_a_reader_has_is_had_in_the_circle_and_from_nobody_else() -> None:
     view = everybody(READERS[:2])[0]
+    ours = next(piece for piece in range(PIECES) if view.way(piece) is Way.OURS)
     theirs = [piece for piece in range(PIECES) if view.way(piece) is Way.THEIRS]
-    see(view, {READERS[1]: having(theirs[0])}, strangers=(having(theirs[1]),))
-    assert [view.way(piece) for piece in theirs[:3]] == [Way.THERE, Way.THERE, Way.THEIRS]
+    see(view, {READERS[1]: having(ours, theirs[0])}, strangers=(having(ours, *theirs[:2]),))
+    assert view.way(ours) is Way.CIRCLE
+    assert [view.way(piece) for piece in theirs[:3]] == [Way.CIRCLE, Way.OTHERS, Way.THEIRS]
+
+
+@pytest.mark.parametrize(("pieces", "length", "owners"), [(1, 4 << 20, 1), (4, 1 << 20, 4), (8, 256 << 10, 4)])
+def test_a_small_torrent_is_owned_by_the_oldest(pieces: int, length: int, owners: int) -> None:
+    view = Sharing(READERS[3], pieces, length)
+    view.look({reader: bytes(pieces) for reader in READERS if reader != READERS[3]}, (), range(0))
+    assert {view.owner(piece) for piece in range(pieces)} == set(READERS[:owners])
+
+
+def test_who_is_expected_owns_pieces_but_is_not_waited_for_until_it_has_come() -> None:
+    view = sharing(READERS[0], {})
+    view.look({}, (), range(0), expected=[READERS[1]])
+    piece = next(piece for piece in range(PIECES) if view.way(piece) is Way.THEIRS)
+    assert not view.may_come(piece)
+    see(view, {READERS[1]: NOTHING})
+    assert view.may_come(piece)
+    view.look({READERS[1]: NOTHING}, (), range(0), seeds=False)
+    assert not view.may_come(piece)
 
 
 def test_a_reader_that_was_waited_for_in_vain_is_one_again_when_it_has_what_is_wanted() -> None:
@@ -101,3 +124,24 @@ def test_patience_is_for_the_pieces_before_and_ends_in_turn() -> None:
     assert waits[0] != waits[1]
     before = [piece for piece in range(40) if views[0].owner(piece) == owner]
     assert others[0].patience(40, before) > waits[0] + len(before)
+
+
+async def test_peer_ids_are_in_the_order_in_which_their_sessions_began() -> None:
+    ids = []
+    for _ in range(3):
+        ids.append(peer_id())
+        await trio.sleep(0.02)
+    assert ids == sorted(ids)
+    assert all(len(name) == 20 and name.startswith(FINGERPRINT) for name in ids)
+
+
+def test_readers_that_were_waited_for_in_vain_though_they_have_the_piece_are_not_asked_for_a_while() -> None:
+    view = everybody(READERS[:2])[0]
+    view.look({READERS[1]: having(5)}, (), [5], now=0)
+    assert view.way(5) is Way.CIRCLE
+    view.too_slow(5, now=0)
+    view.look({READERS[1]: having(5)}, (), [5], now=1)
+    assert view.way(5) is Way.OURS
+    assert view.alone
+    view.look({READERS[1]: having(5)}, (), [5], now=100)
+    assert view.way(5) is Way.CIRCLE
