@@ -10,6 +10,9 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
+from typing import TypeVar
+
+E = TypeVar("E", bound=BaseException)
 
 
 class UserError(Exception):
@@ -43,7 +46,7 @@ def printable(text: str, *, keep: str = "") -> str:
     return "".join(letter if letter.isprintable() or letter in keep else repr(letter)[1:-1] for letter in text)
 
 
-def leaves(group: BaseExceptionGroup[UserError]) -> Iterator[UserError]:
+def leaves(group: BaseExceptionGroup[E]) -> Iterator[E]:
     """The errors in a group, however deep."""
     for error in group.exceptions:
         if isinstance(error, BaseExceptionGroup):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nbdfs import registry
 from nbdfs.cli import compat, main
+from nbdfs.cli._commands import COMMANDS
 from nbdfs.registry import Driver, SourceDriver
 
 # What a word on the command line stands for, by its metavar; what is not here is for people to think of.
@@ -80,10 +80,7 @@ class Command:
 
 def commands() -> list[Command]:
     """Every command, in order."""
-    return [
-        _command(name, main.parser_of(name), importlib.import_module(f"nbdfs.cli.{name}").SUMMARY)
-        for name in main.commands()
-    ]
+    return [_command(name, main.parser_of(name), summary) for name, summary in COMMANDS.items()]
 
 
 def drivers() -> list[Driver]:

@@ -1,1 +1,1 @@
-"""The command line: one module a subcommand, each with SUMMARY, add_arguments(parser) and run(arguments)."""
+"""The command line: one module a subcommand, each with add_arguments(parser) and run(arguments)."""

@@ -12,8 +12,6 @@ from nbdfs.control.client import find
 from nbdfs.names import specs_by_name
 from nbdfs.relocate import absolute
 
-SUMMARY = "add files to a mount"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     _control.add_mount(parser)

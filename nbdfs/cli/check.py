@@ -14,8 +14,6 @@ import sys
 from nbdfs.config.files import examine
 from nbdfs.errors import UserError
 
-SUMMARY = "check a configuration file"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", nargs="*", metavar="FILE", help="a configuration file")

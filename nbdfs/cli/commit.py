@@ -17,8 +17,6 @@ from nbdfs.backends import cow
 from nbdfs.errors import UsageError, UserError, reason
 from nbdfs.source import Caps
 
-SUMMARY = "write an overlay back into what it lies over"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("spec", metavar="SPEC", help="cow,overlay=FILE::SOURCE")

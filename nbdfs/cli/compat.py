@@ -13,8 +13,6 @@ import nbdfs.compat
 from nbdfs.errors import UsageError
 from nbdfs.registry import nearest
 
-SUMMARY = "run the command line of nbdkit, nbdfuse or a tool of libnbd"
-
 
 def programs() -> list[str]:
     """The programs whose command lines there are: the modules of nbdfs.compat, with `_` for a dot."""

@@ -19,8 +19,6 @@ from nbdfs.progress import Bar, Display, Lines, human_size
 from nbdfs.spec import parse
 from nbdfs.units import parse_size
 
-SUMMARY = "copy one source to another"
-
 
 def add_arguments(parser: Parser) -> None:
     parser.prepare = preparation(

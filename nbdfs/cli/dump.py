@@ -16,8 +16,6 @@ from nbdfs.spec import parse
 from nbdfs.stack import open_stack
 from nbdfs.units import parse_size
 
-SUMMARY = "show the bytes of a source in hex"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument

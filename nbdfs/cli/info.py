@@ -27,8 +27,6 @@ from nbdfs.source import ALLOCATION, HOLE
 from nbdfs.spec import parse
 from nbdfs.units import parse_size
 
-SUMMARY = "say what a source is, or show its map"
-
 _CHART_ROWS = 16
 _PICTURE = 512  # pixels on each side of a PNG
 

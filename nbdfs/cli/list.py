@@ -20,8 +20,6 @@ from nbdfs.control.client import Process, find_process, processes
 from nbdfs.control.rates import Row, rows
 from nbdfs.errors import printable
 
-SUMMARY = "list mounts, servers and their files"
-
 _HEAD = ("NAME", "SIZE", "USED", "STATE", "READ/S", "WRITE/S", "SPEC")
 _NUMBERS = (1, 2, 4, 5)
 _SAMPLE = 0.25  # seconds over which rates are taken

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from nbdfs.backends.luks.derivation import Effort
     from nbdfs.backends.luks.device import Found
 
-SUMMARY = "LUKS headers: show, make, change passphrases"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import gc
 import importlib
 import io
 import logging
 import os
-import pkgutil
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -17,8 +17,8 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 import nbdfs
-import nbdfs.cli
 from nbdfs import logs
+from nbdfs.cli._commands import COMMANDS
 from nbdfs.errors import UsageError, UserError, leaves, printable
 from nbdfs.registry import nearest
 from nbdfs.spec import fold_captives
@@ -65,12 +65,6 @@ class Parser(argparse.ArgumentParser):
         return {word[2:]: action for word, action in words.items() if word.startswith("--")}
 
 
-def commands() -> list[str]:
-    """The names of the subcommands."""
-    modules = pkgutil.iter_modules(nbdfs.cli.__path__)
-    return sorted(info.name for info in modules if info.name != "main" and not info.name.startswith("_"))
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; give its exit status: 0, 1 failure, 2 usage."""
     _open_standard_streams()
@@ -92,6 +86,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status = 130
     except* BrokenPipeError:
         _say_no_more()
+        status = 1
+    except* OSError as group:
+        if any(error.errno not in (errno.EMFILE, errno.ENFILE) for error in leaves(group)):
+            raise
+        _report(UserError("too many open files: let the command have more, for example by ulimit -n 1024"))
         status = 1
     if arguments is None:
         gc.freeze()  # the process ends: to search for garbage once more is a tenth of a short command's time
@@ -163,8 +162,8 @@ def _config_behind(words: Sequence[str]) -> list[str]:
 
 def parser_of(name: str) -> Parser:
     """The parser of a command.  Raises UsageError if there is none of that name."""
-    if name not in commands():
-        raise UsageError(f"there is no command '{name}'{nearest(name, commands())}")
+    if name not in COMMANDS:
+        raise UsageError(f"there is no command '{name}'{nearest(name, COMMANDS)}")
     module = _load(name)
     parser = Parser(prog=f"nbdfs {name}", description=module.__doc__, formatter_class=_Formatter)
     module.add_arguments(parser)
@@ -178,7 +177,7 @@ def _load(name: str) -> ModuleType:
 
 
 def _help() -> str:
-    lines = [f"  {name:10} {_load(name).SUMMARY}" for name in commands()]
+    lines = [f"  {name:10} {summary}" for name, summary in COMMANDS.items()]
     return "\n".join(
         ["usage: nbdfs COMMAND ...", "", nbdfs.__doc__ or "", "", *lines, "", "nbdfs COMMAND --help tells more."]
     )

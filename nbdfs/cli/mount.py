@@ -32,8 +32,6 @@ from nbdfs.nbd.uri import Uri
 from nbdfs.progress import Shows, showing
 from nbdfs.units import format_size
 
-SUMMARY = "show a source as a file"
-
 log = logging.getLogger(__name__)
 
 

@@ -13,8 +13,6 @@ from nbdfs.cli import _control
 from nbdfs.control.client import Client, find_process, processes
 from nbdfs.errors import UserError
 
-SUMMARY = "apply changes of the configuration"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("mounts", nargs="*", metavar="MOUNT", help=_control.MOUNT_HELP)

@@ -13,8 +13,6 @@ from nbdfs.control.client import Client, find
 from nbdfs.errors import UserError
 from nbdfs.units import parse_duration
 
-SUMMARY = "remove files from a mount"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     _control.add_mount(parser)

@@ -12,8 +12,6 @@ from nbdfs.cli import _control
 from nbdfs.control.client import find
 from nbdfs.units import parse_size
 
-SUMMARY = "change the size of a file in a mount"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     _control.add_mount(parser)

@@ -25,8 +25,6 @@ from nbdfs.mount import Mount, Order
 from nbdfs.nbd.uri import Address
 from nbdfs.progress import Shows, showing
 
-SUMMARY = "run a command on a source that is mounted for it"
-
 _END_TIMEOUT = 10.0  # seconds the command gets after SIGTERM before it is killed
 
 

@@ -33,8 +33,6 @@ from nbdfs.nbd.uri import Tcp, Unix, Uri, Vsock
 from nbdfs.progress import Shows, showing
 from nbdfs.stack import Plan
 
-SUMMARY = "serve a source over NBD"
-
 Stopped = Callable[[], Awaitable[None]]
 
 

@@ -12,8 +12,6 @@ from typing import Any
 from nbdfs import registry
 from nbdfs.registry import Driver, SourceDriver
 
-SUMMARY = "list the sources and layers there are, with their options"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", nargs="?", metavar="NAME", help="tell all about this one")

@@ -22,8 +22,6 @@ from nbdfs.units import parse_duration
 if TYPE_CHECKING:
     from curses import window
 
-SUMMARY = "watch the files of all mounts at work"
-
 _HEAD = ("READ/S", "WRITE/S", "SIZE", "USED", "STATE", "USERS", "FILE")
 _NUMBERS = (0, 1, 2, 3, 5)
 _ESCAPE = 27

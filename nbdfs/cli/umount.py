@@ -16,8 +16,6 @@ from nbdfs.errors import UserError
 from nbdfs.fuse import mounting
 from nbdfs.fuse.target import remove_left_placeholder
 
-SUMMARY = "end a mount"
-
 _WAIT = 60.0  # seconds for the process behind a mount to end
 
 

@@ -18,8 +18,6 @@ from nbdfs.config.fleet import Fleet, fleet
 from nbdfs.errors import UserError
 from nbdfs.nursery import serving_nursery
 
-SUMMARY = "bring up the mounts and servers of the configuration"
-
 log = logging.getLogger(__name__)
 
 

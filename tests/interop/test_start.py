@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from nbdfs.cli._commands import COMMANDS
 from tests.tools import TIMEOUT, command
 
 HEAVY = {"libtorrent", "httpcore2", "numpy", "cryptography", "asyncio"}
@@ -52,3 +53,18 @@ def beside_nbdkit(ends: str) -> list[str]:
 @pytest.mark.parametrize("words", [["--help"], ["sources"], ["info", "memory:1M"], ["run", "memory:1M", "--", "true"]])
 def test_heavy_modules_are_imported_by_who_needs_them(words: list[str]) -> None:
     assert not imported(command(*words)) & HEAVY
+
+
+def test_the_list_of_commands_imports_none() -> None:
+    commands = {f"nbdfs.cli.{name}" for name in COMMANDS}
+    assert not imported(command("--help")) & commands
+
+
+@pytest.mark.parametrize("limit", [6, 7])
+@pytest.mark.parametrize("words", [["info", "null:1M"], ["copy", "null:1M", "null:"], ["serve", "null:1M", "-U", "-"]])
+def test_too_few_open_files_are_told_in_one_line(words: list[str], limit: int) -> None:
+    argv = ["sh", "-c", f'ulimit -n {limit}; exec "$@" 3>&- 4>&- 5>&-', "sh", *command(*words)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=TIMEOUT, stdin=subprocess.DEVNULL)
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("nbdfs: ") and "too many open files" in line.lower()

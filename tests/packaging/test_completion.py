@@ -12,6 +12,7 @@ import pytest
 
 from nbdfs import registry
 from nbdfs.cli import main
+from nbdfs.cli._commands import COMMANDS
 from tests.conftest import ROOT
 from tests.packaging.terminal import terminal
 from tests.tools import nbdfs
@@ -132,8 +133,8 @@ def test_everything_is_offered(folder: Path) -> None:
             _nbdfs && echo "${{COMPREPLY[*]}}"
         done
     """
-    expected = {"nbdfs ": set(main.commands())}
-    for name in main.commands():
+    expected = {"nbdfs ": {*COMMANDS}}
+    for name in COMMANDS:
         flags = re.findall(r"^  (-.*?)(?:  |$)", main.parser_of(name).format_help(), re.MULTILINE)
         expected[f"nbdfs {name} -"] = {flag for text in flags for flag in re.findall(r"(?<!\S)--?\w[\w-]*", text)}
     for name in registry.names():

@@ -11,6 +11,7 @@ import pytest
 
 from nbdfs import registry
 from nbdfs.cli import main
+from nbdfs.cli._commands import COMMANDS
 from nbdfs.registry import SourceDriver
 from tests.conftest import ROOT
 
@@ -25,7 +26,7 @@ def manual(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_page_for_everything(manual: Path) -> None:
     assert {path.name for path in (manual / "man1").iterdir()} == {
         "nbdfs.1",
-        *(f"nbdfs-{name}.1" for name in main.commands()),
+        *(f"nbdfs-{name}.1" for name in COMMANDS),
     }
     for name in registry.names():
         kind = "source" if isinstance(registry.find(name), SourceDriver) else "layer"
@@ -54,7 +55,7 @@ def shown(page: Path) -> str:
     return re.sub(r"\s+", " ", re.sub(".\b", "", done.stdout))
 
 
-@pytest.mark.parametrize("name", main.commands())
+@pytest.mark.parametrize("name", COMMANDS)
 def test_a_command_has_all_its_options(manual: Path, name: str) -> None:
     page = shown(manual / "man1" / f"nbdfs-{name}.1")
     flags = re.findall(r"(?<![\w-])--[\w-]+", main.parser_of(name).format_usage())

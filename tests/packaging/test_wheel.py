@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import nbdfs
-from nbdfs.cli import main
+from nbdfs.cli._commands import COMMANDS
 from tests.conftest import ROOT
 
 pytestmark = [pytest.mark.packages, pytest.mark.timeout(600)]
@@ -46,7 +46,7 @@ def test_pip(wheel: Path, tmp_path: Path) -> None:
     assert run(command, "--version") == f"nbdfs {nbdfs.__version__}\n"
     assert run(command, "info", "--size", "memory:1M") == "1048576\n"
     assert run(command, "copy", "random,seed=1:64k", tmp_path / "copy", "--digest=sha256")
-    for name in main.commands():
+    for name in COMMANDS:
         assert (tmp_path / f"share/man/man1/nbdfs-{name}.1").exists()
     assert "_nbdfs" in (tmp_path / "share/bash-completion/completions/nbdfs").read_text()
     run(tmp_path / "bin/pip", "uninstall", "--yes", "nbdfs")
