@@ -67,6 +67,8 @@ class BlockHash:
         self._block = parse_size(size) if size else _BLOCK
         if not 0 < self._block <= _LARGEST_BLOCK:
             raise UsageError(f"the block of a block hash is 1 to {_LARGEST_BLOCK} bytes long, not {self._block}")
+        if self._block & (self._block - 1):
+            raise UsageError(f"the block of a block hash is a power of two, not {self._block} bytes")
         self.name = f"{self._algorithm}/{format_size(self._block)}"
         self._zero = hashlib.new(self._algorithm, bytes(self._block)).digest()
         self._outer = hashlib.new(self._algorithm)

@@ -31,15 +31,13 @@ _SAVE_INTERVAL = 2.0  # seconds between two flushes that a state file can claim
 _SAVE_TIMEOUT = 30.0  # seconds that the last one may take after a failure
 
 
-async def copy(
-    source: Spec, destination: Spec, options: CopyOptions, display: Display | None = None, begun: Begun | None = None
-) -> Summary:
+async def copy(source: Spec, destination: Spec, options: CopyOptions, display: Display | None, begun: Begun) -> Summary:
     """Copy one spec to another; `-` is a standard stream, `null:` takes everything.  What was `begun` is gone on with.
 
     On return the copy is complete and flushed.  Raises UserError, one line, if it is not; the line says so when the
     destination was changed.  SIGINT, SIGTERM and SIGHUP stop a copy that way too.
     """
-    job = _Job(source, destination, options, display, begun or Begun())
+    job = _Job(source, destination, options, display, begun)
     failure: UserError | None = None
     async with AsyncExitStack() as stack:
         try:

@@ -48,6 +48,8 @@ class CopyOptions:
             raise UsageError(f"the block in which zeroes are looked for is a power of two, not {self.sparse}")
         if min(self.connections, self.requests) < 1:
             raise UsageError("at least one connection and one request are needed")
+        if self.queue_size < 1:
+            raise UsageError(f"the queue size is at least 1 byte, not {self.queue_size}")
 
 
 @dataclass

@@ -51,7 +51,7 @@ class Planner:
     `step` is the longest piece of data, in bytes.  `align` is what the edges of data are rounded to, outwards.  With
     `extents` the source's holes are not read; `short_holes` reads those not worth a request of their own.  Ranges in
     `done` are skipped.  What reads as zero at the `destination` already is not zeroed again; `blank` says that all of
-    it does.  With `allocated` a hole there does not count as zero.  The plan stops at `end` if one is given.
+    it does.  With `allocated` a hole there does not count as zero.
     """
 
     def __init__(
@@ -66,13 +66,12 @@ class Planner:
         done: RangeSet | None = None,
         blank: bool = False,
         allocated: bool = False,
-        end: int | None = None,
     ) -> None:
         self._source = source
         # Its extents are fetched once, a window at a time: no piece changes what lies in another.
         self._destination = destination if destination and Caps.EXTENTS in destination.info.caps else None
         self._map: deque[Extent] = deque()
-        self._size = source.info.size if end is None else end
+        self._size = source.info.size
         self._step = step
         self._align = align
         self._extents = extents and Caps.EXTENTS in source.info.caps

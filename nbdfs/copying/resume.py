@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -32,7 +33,9 @@ class StateFile:
         Raises UserError if the file cannot be read or belongs to another copy.
         """
         try:
-            with open(self.path, encoding="utf-8") as file:
+            if not stat.S_ISREG(os.lstat(self.path).st_mode):  # it is replaced, and removed in the end
+                raise UserError(f"{self.path} is no regular file: name one, or one that does not exist, for the state")
+            with open(self.path, encoding="utf-8", opener=_not_through_links) as file:
                 state = json.load(file)
             if state["version"] != _VERSION:
                 raise UserError(
@@ -58,7 +61,9 @@ class StateFile:
         """Replace the file, durably, by one that claims `done`.  Raises OSError; blocks."""
         state = {"version": _VERSION, "copy": dict(self.facts), "done": list(done)}
         temporary = f"{self.path}.new"
-        with open(temporary, "w", encoding="utf-8") as file:
+        with contextlib.suppress(FileNotFoundError):  # of a run that was killed
+            os.unlink(temporary)
+        with open(temporary, "x", encoding="utf-8") as file:  # which follows no symbolic link
             json.dump(state, file)
             file.flush()
             os.fsync(file.fileno())
@@ -73,3 +78,7 @@ class StateFile:
         """The copy is complete: forget about it."""
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.path)
+
+
+def _not_through_links(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW)

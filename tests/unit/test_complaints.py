@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from nbdfs import registry
-from nbdfs.cli.main import commands, main
+from nbdfs.cli._commands import COMMANDS
+from nbdfs.cli.main import main
 from nbdfs.config.files import use_file
 from nbdfs.errors import UsageError, printable, reason
 from nbdfs.registry import Driver, LayerDriver, Option
@@ -49,12 +50,12 @@ def refused(words: list[str], status: int, said: Said) -> str:
     return err
 
 
-@pytest.mark.parametrize("name", commands())
+@pytest.mark.parametrize("name", COMMANDS)
 def test_unknown_options(name: str, capsys: Said) -> None:
     assert f"nbdfs {name} --help" in refused([name, "--no-such-option"], USAGE, capsys)
 
 
-@pytest.mark.parametrize("name", sorted(set(commands()) - {"check", "list", "reload", "sources", "top", "up"}))
+@pytest.mark.parametrize("name", sorted(set(COMMANDS) - {"check", "list", "reload", "sources", "top", "up"}))
 def test_missing_words(name: str, capsys: Said) -> None:
     assert "are required" in refused([name], USAGE, capsys)
 
@@ -87,6 +88,9 @@ def test_configurations_that_cannot_be_read(name: str, file: str, status: int, s
         ("copy -C none zeroes null:", USAGE, "'none'"),
         ("copy --digest=none zeroes null:", USAGE, "no digest 'none'"),
         ("copy --blkhash=none zeroes null:", USAGE, "no block hash 'none'"),
+        ("copy --blkhash=sha256/3 zeroes null:", USAGE, "a power of two, not 3"),
+        ("copy --queue-size=0 zeroes null:", USAGE, "the queue size is at least 1 byte, not 0"),
+        ("copy --resume=folder zeroes memory:1M", FAILURE, "folder is no regular file"),
         ("dump folder", FAILURE, "is a directory"),
         ("dump --offset=2M zeroes", FAILURE, "ends at byte"),
         ("info --can=fly zeroes", USAGE, "'fly' is nothing that can be asked"),

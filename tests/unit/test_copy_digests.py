@@ -51,7 +51,7 @@ def test_a_digest_sees_data_and_zeroes(pieces: list[bytes | int]) -> None:
     assert hashlib.sha256(feed(digest, pieces)).hexdigest() == digest.hexdigest()
 
 
-@given(parts, st.integers(1, 70))
+@given(parts, st.sampled_from([1, 2, 4, 16, 64]))
 def test_the_block_hash_does_not_depend_on_how_the_data_comes(pieces: list[bytes | int], block: int) -> None:
     hasher = BlockHash(f"md5/{block}")
     data = feed(hasher, pieces)
@@ -70,7 +70,7 @@ def test_a_terabyte_of_zeroes_costs_one_update_a_batch_of_blocks() -> None:
     assert whole.hexdigest() == halves.hexdigest()
 
 
-@pytest.mark.parametrize("name", ["sha3", "sha256/0", "sha256/64M", "md5/x", "/"])
+@pytest.mark.parametrize("name", ["sha3", "sha256/0", "sha256/64M", "sha256/3", "md5/x", "/"])
 def test_a_block_hash_that_makes_no_sense_is_refused(name: str) -> None:
     if name == "/":
         assert BlockHash(name).name == "sha256/64k"
