@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import getpass
 import io
 import logging
@@ -99,6 +100,13 @@ def exposed_file(path: str) -> str:
     return ""
 
 
+@functools.cache
+def _warn(exposed: str) -> None:
+    """Say so, once: a secret may be read for a second attempt to open something."""
+    if exposed:
+        log.warning("%s", exposed)
+
+
 class Secret:
     """Where a secret is to be read; `str()` and `repr()` tell the place, never the secret."""
 
@@ -113,8 +121,7 @@ class Secret:
         text = self._text
         try:
             if text.startswith("+"):
-                if exposed := self.exposed():
-                    log.warning("%s", exposed)
+                _warn(self.exposed())
                 with open(text[1:], "rb") as file:
                     return _part(file, offset, size)
             if text.startswith("-") and _far_away.get():

@@ -18,7 +18,7 @@ from nbdfs.nbd.entering import list_exports
 from nbdfs.nbd.links import ClientOptions
 from nbdfs.nbd.proto import constants as nbd
 from nbdfs.nbd.proto.answers import RemoteExport, ServerFacts
-from nbdfs.nbd.target import Target, target_of_captive, target_of_uri
+from nbdfs.nbd.target import Target, target_of_captive, target_of_descriptor, target_of_uri
 from nbdfs.nbd.uri import Uri
 from nbdfs.stack import Plan
 
@@ -54,8 +54,10 @@ async def exports(planned: Plan, *, listing: bool, probe: bool) -> tuple[ServerF
 @asynccontextmanager
 async def _target(planned: Plan) -> AsyncIterator[tuple[Target, Uri | None]]:
     if planned.argv:
-        async with captive(planned.argv) as server:
+        async with captive(planned.argv, stdio=planned.options.stdio) as server:
             yield target_of_captive(server, planned.options.export), None
+    elif planned.options.fd >= 0:
+        yield target_of_descriptor(planned.options.fd, planned.options.export), None
     else:
         uri = uri_of(planned.argument, planned.options)
         yield target_of_uri(uri), uri

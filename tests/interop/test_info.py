@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from tests.mounts import wait_until
 from tests.tools import command, complaint, nbdfs
 
 DATA = "data:1 @131072 2 @1048576"
@@ -166,3 +168,22 @@ def test_what_cannot_be_told_is_said_in_one_line(words: list[str], message: str,
 def test_nothing_is_printed_if_the_map_breaks_off() -> None:
     done = nbdfs("info", "--map", "error,extents-rate=1::null:1M", status=1)
     assert done.stdout == b""
+
+
+def test_a_socket_that_is_there_already_leads_to_an_export(tmp_path: Path) -> None:
+    path = str(tmp_path / "socket")
+    with subprocess.Popen(["nbdkit", "-f", "-U", path, "memory", "3M"]) as server:
+        try:
+            with socket.socket(socket.AF_UNIX) as client:
+                wait_until(lambda: not client.connect_ex(path), "nbdkit")
+                words = command("info", "--json", f"nbd,fd={client.fileno()}:")
+                done = subprocess.run(words, capture_output=True, timeout=60, pass_fds=[client.fileno()])
+        finally:
+            server.terminate()
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["exports"][0]["export-size"] == 3 << 20
+
+
+def test_a_captive_server_speaks_on_its_standard_streams() -> None:
+    told = nbdfs("info", "--size", "nbd,stdio::", "[", "nbdkit", "-s", "memory", "3M", "]").stdout
+    assert int(told) == 3 << 20

@@ -141,3 +141,14 @@ def test_what_cannot_be_read_is_one_line(text: str) -> None:
     with pytest.raises(UserError, match="cannot read the secret") as error:
         Secret(text).read()
     assert "\n" not in str(error.value)
+
+
+def test_a_key_file_that_others_may_read_is_told_of_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    key = tmp_path / "key"
+    key.write_bytes(b"secret")
+    key.chmod(0o644)
+    for _ in range(2):
+        Secret(f"+{key}").read()
+    assert [record.getMessage() for record in caplog.records] == [
+        f"other users may read the key file {key}: chmod 600 {key}"
+    ]
