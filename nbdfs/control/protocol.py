@@ -52,7 +52,9 @@ def parse_request(line: bytes) -> Request:
     """Read a line from a client.  Raises RequestError, whatever the bytes are."""
     try:
         message = json.loads(line, parse_constant=_refuse)
-        json.dumps(message, ensure_ascii=False).encode(errors="surrogateescape")  # half a pair stands for no character
+        json.dumps(message, ensure_ascii=False).encode(errors="surrogateescape")
+    except UnicodeEncodeError:
+        raise RequestError(Code.PARSE_ERROR, "half a surrogate pair is no character") from None
     except (ValueError, RecursionError):
         raise RequestError(Code.PARSE_ERROR, "this is no JSON") from None
     if not isinstance(message, dict) or not isinstance(message.get("method"), str):

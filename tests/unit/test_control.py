@@ -61,7 +61,7 @@ def test_requests_and_results_come_back_as_they_were(method: str, params: dict[s
 
 @pytest.mark.parametrize("text", ["NaN", "-Infinity", r'"\ud800"', r'{"a": ["\udc7f"]}', r'{"\udfff": 1}'])
 def test_what_python_calls_json_and_is_none(text: str) -> None:
-    with pytest.raises(RequestError, match="no JSON"):
+    with pytest.raises(RequestError, match=r"no JSON|no character"):
         parse_request(f'{{"method": "add", "params": {{"spec": {text}}}}}'.encode())
 
 
