@@ -79,6 +79,7 @@ class ServerTransmission:
         self._state = _State.REQUEST
         self._header = _EXTENDED_REQUEST if agreed.extended else _REQUEST
         self.header_size = self._header.size  # bytes
+        self._unpack = self._header.unpack_from
         self._magic = nbd.EXTENDED_REQUEST_MAGIC if agreed.extended else nbd.REQUEST_MAGIC
         self._refused: Refused | None = None
         # Nearly all requests are of these, without flags and as they should be: that is found out first.
@@ -110,15 +111,16 @@ class ServerTransmission:
             return self._skipped() if self._state is _State.SKIP else None
         received = self.received
         start = received.start
-        if received.end - start < self._header.size:
+        if received.end - start < self.header_size:
             return None
-        magic, flags, command, cookie, offset, length = self._header.unpack_from(received.view, start)
+        magic, flags, command, cookie, offset, length = self._unpack(received.view, start)
         if magic != self._magic:
             raise ProtocolError(f"a request begins with {magic:#x}")
         if self.extended and flags & nbd.CMD_FLAG_PAYLOAD_LEN:
             return self._with_payload(Request(command, flags & ~nbd.CMD_FLAG_PAYLOAD_LEN, cookie, offset, length))
-        received.start = start + self._header.size
-        request = Request(command, flags, cookie, offset, length)
+        received.start = start + self.header_size
+        # This is what calling the class does too, with a function of Python more.
+        request = tuple.__new__(Request, (command, flags, cookie, offset, length, ()))
         fits = 0 < length <= self._maximum and offset + length <= self._size and not (offset | length) & self._mask
         if not fits or flags or command not in self._plain:
             return self._examined(request)
