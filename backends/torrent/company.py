@@ -4,7 +4,7 @@ With seeds alone, what is wanted is asked for at once, in order.  In a *crowd*, 
 are connected, that would make the seed send everything to everybody: there each piece has one reader that asks for it
 (`sharing`).
 
-Invariant: `changed` is called after libtorrent's own order and queue are those that fit.
+Invariant: `entered` is called after libtorrent's own order is the one that fits.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from nbdfs.backends.torrent.sharing import Sharing
 _REANNOUNCE_EVERY = 15  # ticks without a peer while somebody waits
 _KNOWN_PEERS = 200
 _MOMENT = 0.05  # seconds from the first peer until seeds are asked: readers nearby have said by then who they are
+_KNOWN_AFTER = 2.0  # seconds from a connection until libtorrent has told of it
 _START = 1.0  # seconds until they are asked at the latest
 _NOT_YET = libtorrent.peer_info.handshake | libtorrent.peer_info.connecting
 
@@ -37,6 +38,7 @@ class Company:
         self.settled = False  # it is known who is there, as far as is worth waiting for
         self._began = trio.current_time()
         self._first = 0.0  # when the first peer was connected
+        self._met = self._began  # when the last one was
         self._membership = membership
         self._circle = circle
         self._sharing = sharing
@@ -65,7 +67,8 @@ class Company:
 
     def matters(self) -> bool:
         """Whether somebody is, or was, connected who is no seed, or that is not known."""
-        return self.crowd or not self.settled or bool(self.status and self.status.num_peers > self.status.num_seeds)
+        unknown = not self.settled or trio.current_time() - self._met < _KNOWN_AFTER
+        return self.crowd or unknown or bool(self.status and self.status.num_peers > self.status.num_seeds)
 
     def look(self, wanted: Collection[int], here: bytearray, asking: bool) -> None:
         """See who is connected.  We want some pieces, have others, and may ask seeds for some."""
@@ -101,7 +104,9 @@ class Company:
         self.settled = late or (somebody and not more)
 
     def _connected(self, peers: Collection[Any]) -> list[Any]:
-        return [peer for peer in peers if not peer.flags & _NOT_YET and len(peer.pieces) == self._sharing.pieces]
+        """Those who have said what they have, but ourselves, whose address others may have told us."""
+        known = [peer for peer in peers if not peer.flags & _NOT_YET and len(peer.pieces) == self._sharing.pieces]
+        return [peer for peer in known if peer.pid.to_bytes() != self._membership.session.peer_id]
 
     def _change_manners(self) -> None:
         self.choose_order()
@@ -123,6 +128,7 @@ class Company:
 
     def meet(self, alert: Any) -> None:
         """A connection is made; whom we could reach is remembered."""
+        self._met = trio.current_time()
         if "outgoing" in alert.message():
             self._known[alert.endpoint] = None
             if len(self._known) > _KNOWN_PEERS:

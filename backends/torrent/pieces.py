@@ -34,9 +34,9 @@ _STEP = 10  # milliseconds between the deadlines of pieces wanted together
 _AHEAD = 200  # milliseconds: the first deadline of what no read waits for yet
 _LAST = 1  # libtorrent's priorities: for `prefetch=`,
 _POLITE = 4  # its default; 7 is that of a piece with a deadline
-_ASKED = (Way.OURS, Way.LATER)  # seeds
-_SOON = 1 << 20  # bytes that are asked for at once, alone
-_SOON_IN_CROWD = 64 << 10  # in a crowd: the next moment may bring another reader that asks for some
+_OF_SEEDS = (Way.OURS, Way.LATER)
+_SOON = 1 << 20  # bytes that are asked for at once,
+_SOON_IN_CROWD = 64 << 10  # and in a crowd, where the next moment may bring another reader that asks for some
 
 
 class _Arrival:
@@ -49,7 +49,7 @@ class _Arrival:
 
 @dataclass
 class _Wait:
-    """For a piece of another reader: from when on, how many pieces the readers had then, and when it might come."""
+    """For a piece of another reader: from when on, how many pieces the readers had then, since when it might come."""
 
     since: float
     had: Mapping[bytes, int]
@@ -76,7 +76,7 @@ class Pieces:
         self._metainfo = metainfo
         self._options = options
         self._arrivals: dict[int, _Arrival] = {}  # those waited for
-        self._front = Front(_SOON // metainfo.piece_length)
+        self._front = Front(_SOON // metainfo.piece_length, metainfo.pieces)
         self._trouble = ""  # the disk's or libtorrent's last error
         self._told: dict[int, Way] = {}
         self._waits: dict[int, _Wait] = {}  # for pieces of other readers
@@ -123,7 +123,7 @@ class Pieces:
         """Want pieces, in this order, the first of them in `after` milliseconds.  Each call needs its `release`."""
         for index, piece in enumerate(pieces):
             self.claims[piece] += 1
-            if not self.here[piece] and (after == 0 or self._told.get(piece) not in _ASKED):
+            if not self.here[piece] and (after == 0 or self._told.get(piece) not in _OF_SEEDS):
                 self._tell(piece, self._way(piece), after + index * _STEP)
         self._ask()
 
@@ -134,7 +134,7 @@ class Pieces:
             if not self.claims[piece]:
                 del self.claims[piece]
                 self._insisted.discard(piece)
-                self._front.asked.discard(piece)
+                self._front.drop(piece)
                 if not self.here[piece] and (handle := self._membership.handle):
                     if self._told.pop(piece, None) is Way.CIRCLE:
                         self._leave_to_others(piece)
@@ -160,6 +160,7 @@ class Pieces:
     def look(self) -> None:
         """See whether other readers came, went or got something, and tell libtorrent what that changes."""
         if self._company.matters():
+            self._sharing.measured = self._front.pace * self._metainfo.piece_length
             self._company.look(self._missing(), self.here, Way.OURS in self._told.values())
             self.review()
 
@@ -169,7 +170,7 @@ class Pieces:
         wanted = self._missing()
         self._lose_patience(wanted)
         ways = {piece: self._way(piece) for piece in wanted}
-        if any(self._told.get(piece) in _ASKED and way not in _ASKED for piece, way in ways.items()):
+        if any(self._told.get(piece) in _OF_SEEDS and way not in _OF_SEEDS for piece, way in ways.items()):
             handle.clear_piece_deadlines()  # when the first is set anew, libtorrent takes back all other requests
             self._told = {piece: way for piece, way in self._told.items() if way is Way.CIRCLE}
             self._front.clear()
@@ -202,7 +203,7 @@ class Pieces:
         self._told[piece] = way
         if known is Way.OURS and way is not Way.OURS:
             handle.reset_piece_deadline(piece)
-            self._front.asked.discard(piece)
+            self._front.drop(piece)
         if known is Way.CIRCLE and way is not Way.CIRCLE:
             self._leave_to_others(piece)
         if way is Way.CIRCLE and (circle := self._circle.handle):
@@ -222,11 +223,16 @@ class Pieces:
         """Ask for the pieces whose turn it is."""
         if self._membership.handle and self._company.settled:
             for due, piece in self._front.take():
-                if self._told.get(piece) is Way.LATER and self._way(piece) is Way.OURS:
-                    self._told[piece] = Way.OURS
-                    self._ask_now(piece, max(int(1000 * (due - trio.current_time())), _AHEAD))
+                if self._told.get(piece) is Way.LATER:
+                    del self._told[piece]  # it may be another's by now, which the next review finds
+                    if self._way(piece) is Way.OURS:
+                        self._told[piece] = Way.OURS
+                        self._ask_now(piece, max(int(1000 * (due - trio.current_time())), _AHEAD))
 
     def _ask_now(self, piece: int, after: int) -> None:
+        if after and not self._options.sequential:
+            self._membership.handle.piece_priority(piece, _POLITE)
+            return
         self._front.ask(piece)
         self._membership.handle.set_piece_deadline(piece, after)
 

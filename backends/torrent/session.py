@@ -7,12 +7,9 @@ be kept, its memory is libtorrent's.
 
 from __future__ import annotations
 
-import base64
 import ipaddress
 import logging
 import os
-import secrets
-import time
 import urllib.parse
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -21,7 +18,7 @@ import libtorrent
 import trio
 
 import nbdfs
-from nbdfs.backends.torrent import sockets
+from nbdfs.backends.torrent import sharing, sockets
 from nbdfs.errors import UserError
 from nbdfs.secret import Secret
 
@@ -111,13 +108,9 @@ def _proxy(url: str, password: Secret | None) -> dict[str, Any]:
 
 
 def peer_id() -> bytes:
-    """An id of one session, in the usual form: the program, its version, what nobody else has.
-
-    The last begins with the time, so that ids of one version are in the order in which their sessions began.
-    """
+    """An id of one session, in the usual form: the program, its version, what nobody else has."""
     version = "".join(nbdfs.__version__.split(".")[:3]).ljust(4, "0")[:4]
-    own = int(time.time() * 100) << 22 | secrets.randbits(22)  # 60 bits, for some decades
-    return FINGERPRINT + version.encode() + b"-" + base64.b32hexencode((own << 4).to_bytes(8, "big"))[:12]
+    return sharing.peer_id(FINGERPRINT + version.encode() + b"-")
 
 
 class Session:

@@ -14,17 +14,24 @@ Invariant: `members` holds ourselves; alone, we own everything.
 
 from __future__ import annotations
 
+import base64
 import enum
 import functools
 import hashlib
 import operator
+import secrets
+import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 
+_OWN = 12  # letters of a peer id that are a session's own: the time in hundredths,
+_RANDOM = 22  # and so many bits that nobody else has
 _ROW = 16  # pieces
 _SHARE = 512 << 10  # bytes of the torrent for each owner: whoever comes when little is left would only fetch it again
 _SLOWEST = 256 << 10  # bytes a second of a seed whose pace is not known yet
 _LEAST = 0.3  # seconds: to hear of a piece and to get it from another reader
+_ASLEEP = 10.0  # seconds after which a reader that reads has got something
+_SOON = 3.0  # seconds
 _SLOW_FOR = 60.0  # seconds that a reader is not asked after a read waited for it in vain
 _TURN = 0.5  # pieces' times between two readers that give up waiting for the same owner
 
@@ -48,6 +55,7 @@ class Sharing:
         self.members: tuple[bytes, ...] = (ourselves,)  # the oldest first, as their ids begin with the time
         self.pieces = pieces
         self.pace = 0.0  # bytes a second that seeds sent us when we last asked them
+        self.measured = 0.0  # the same, by what we asked for and what came of it
         self.flow = 0.0  # bytes a second that readers send us
         self._ourselves = ourselves
         self._piece_length = piece_length
@@ -57,6 +65,8 @@ class Sharing:
         self._in_circle: Pieces = bytes(pieces)  # those of any reader
         self._elsewhere: Pieces = bytes(pieces)  # those of anybody who is neither a reader nor a seed
         self._idle: set[bytes] = set()  # readers not waited for
+        self._since: float | None = None  # when we began to look
+        self._served = False  # there was a seed then
         self._slow: dict[bytes, float] = {}  # readers that nothing is asked of, and until when
         self._most_owners = -(-pieces * piece_length // _SHARE)
         self._rows: dict[int, tuple[tuple[bytes, ...], ...]] = {}
@@ -73,6 +83,7 @@ class Sharing:
         """These readers are connected, and `others` are the pieces of peers that are neither readers nor seeds."""
         self._has = {**dict.fromkeys(expected, bytes(self.pieces)), **has}
         self._expected = frozenset(expected)
+        self._leave_out_sleepers(now, seeds)
         self._seeds = seeds
         self._slow = {reader: until for reader, until in self._slow.items() if reader in has and until > now}
         self._in_circle = self._any(pieces for reader, pieces in has.items() if reader not in self._slow)
@@ -81,7 +92,7 @@ class Sharing:
             reader for reader in self._idle if reader in has and not any(has[reader][piece] for piece in wanted)
         }
         out = {*self._idle, *self._slow}
-        members = tuple(sorted([self._ourselves, *(reader for reader in self._has if reader not in out)]))
+        members = tuple(sorted({self._ourselves, *(reader for reader in self._has if reader not in out)}))
         if members != self.members:
             self.members = members
             self._rows.clear()
@@ -112,7 +123,7 @@ class Sharing:
         order = self.order(piece)
         before = sum(self.owner(other) == order[0] and not self._in_circle[other] for other in wanted if other < piece)
         turns = before + 2 + order.index(self._ourselves) * _TURN
-        return turns * (_LEAST + self._piece_length / (self.pace or _SLOWEST))
+        return turns * (_LEAST + self._piece_length / self._pace())
 
     def may_come(self, piece: int) -> bool:
         """Whether there is something to wait for: somebody its owner may ask, and a connection to that owner."""
@@ -130,11 +141,22 @@ class Sharing:
     @property
     def flows(self) -> bool:
         """Whether readers send about as much as seeds would."""
-        return self.flow > (self.pace or _SLOWEST) / 4
+        return self.flow > self._pace() / 4
 
     def counts(self) -> dict[bytes, int]:
         """How many pieces each reader has."""
         return {reader: pieces.count(1) for reader, pieces in self._has.items()}
+
+    def _leave_out_sleepers(self, now: float, seeds: bool) -> None:
+        """Do not wait for readers that began long before us, when the seeds were there, and have nothing yet."""
+        self._since = self._since if self._since is not None else now
+        self._served = self._served or (seeds and now - self._since < _SOON)
+        if self._served:
+            awake = begun(self._ourselves) - _ASLEEP - self._piece_length / _SLOWEST
+            self._idle |= {name for name, pieces in self._has.items() if begun(name) < awake and not any(pieces)}
+
+    def _pace(self) -> float:
+        return max(self.pace, self.measured) or _SLOWEST
 
     def _any(self, of_each: Iterable[Pieces]) -> Pieces:
         return functools.reduce(operator.or_, map(int.from_bytes, of_each), 0).to_bytes(self.pieces)
@@ -151,6 +173,20 @@ class Sharing:
             load[owner] += 1
             orders.append((owner, *(member for member in ranked if member != owner)))
         return tuple(orders)
+
+
+def peer_id(fingerprint: bytes) -> bytes:
+    """An id of one session that begins so: those of a fingerprint are in the order in which their sessions began."""
+    own = int(time.time() * 100) << _RANDOM | secrets.randbits(_RANDOM)  # 60 bits, for some decades
+    return fingerprint + base64.b32hexencode((own << 4).to_bytes(8, "big"))[:_OWN]
+
+
+def begun(name: bytes) -> float:
+    """The time at which a session with that peer id began; 0 if it does not say."""
+    try:
+        return (int(name[-_OWN:], 32) >> _RANDOM) / 100
+    except ValueError:
+        return 0.0
 
 
 def _weight(member: bytes, piece: int) -> bytes:

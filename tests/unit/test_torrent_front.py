@@ -18,7 +18,7 @@ def ask(front: Front) -> list[int]:
 
 
 def queue(fewest: int = 4, pieces: int = 1000) -> Front:
-    front = Front(fewest)
+    front = Front(fewest, pieces)
     for piece in reversed(range(pieces)):
         front.put(piece, due=float(piece))
     return front
@@ -62,6 +62,22 @@ async def test_a_fast_peer_is_asked_for_much_soon(mock_clock: MockClock) -> None
             front.came(piece)
         ask(front)
     assert len(front.asked) > 100
+
+
+async def test_what_does_not_come_holds_nothing_up(mock_clock: MockClock) -> None:
+    front = queue()
+    assert ask(front) == [0, 1, 2, 3]
+    mock_clock.jump(6)
+    assert ask(front) == [4, 5, 6, 7]
+    front.drop(0)
+    assert ask(front) == []
+
+
+async def test_pieces_that_are_wanted_again_and_again_take_no_more_room_than_all() -> None:
+    front = Front(1, 100)
+    for due in range(10_000):
+        front.put(due % 100, float(due))
+    assert len(front._queue) <= 200
 
 
 async def test_a_queue_that_is_cleared_starts_anew(autojump_clock: MockClock) -> None:

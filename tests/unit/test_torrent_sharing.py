@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nbdfs.backends.torrent.session import FINGERPRINT, peer_id
-from nbdfs.backends.torrent.sharing import Sharing, Way
+from nbdfs.backends.torrent.sharing import Sharing, Way, begun
 
 PIECES, LENGTH = 100, 256 << 10
 NOTHING = bytes(PIECES)
@@ -43,6 +44,13 @@ def test_all_readers_agree_and_each_piece_has_one_owner(names: set[bytes]) -> No
         assert len({view.owner(piece) for view in views}) == 1
         assert [view.way(piece) for view in views].count(Way.OURS) == 1
         assert set(views[0].order(piece)) == names
+
+
+def test_who_meets_itself_counts_once() -> None:
+    view = everybody(READERS[:2])[0]
+    see(view, {READERS[0]: NOTHING, READERS[1]: NOTHING})
+    assert view.members == tuple(READERS[:2])
+    assert set(Counter(view.owner(piece) for piece in range(16)).values()) == {8}
 
 
 def test_every_row_is_shared_evenly() -> None:
@@ -133,6 +141,22 @@ async def test_peer_ids_are_in_the_order_in_which_their_sessions_began() -> None
         await trio.sleep(0.02)
     assert ids == sorted(ids)
     assert all(len(name) == 20 and name.startswith(FINGERPRINT) for name in ids)
+    assert abs(begun(ids[0]) - time.time()) < 60
+
+
+@pytest.mark.parametrize(("seeds", "waits"), [(True, False), (False, True)])
+def test_a_reader_that_began_long_ago_and_has_nothing_is_not_waited_for_if_there_was_a_seed(
+    monkeypatch: pytest.MonkeyPatch, seeds: bool, waits: bool
+) -> None:
+    young = peer_id()
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time", lambda: begun(young) - 60)
+        old = peer_id()
+    view = Sharing(young, PIECES, LENGTH)
+    view.look({old: NOTHING}, (), [3], seeds=seeds)
+    assert view.alone is not waits
+    view.look({old: having(3)}, (), [3], seeds=seeds)
+    assert not view.alone
 
 
 def test_readers_that_were_waited_for_in_vain_though_they_have_the_piece_are_not_asked_for_a_while() -> None:
