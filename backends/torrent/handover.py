@@ -80,19 +80,21 @@ class Handover:
 
     async def _hand(self, piece: int, place: Membership | Circle, owed: dict[int, int]) -> None:
         with self._pieces.claimed(range(piece, piece + 1)):
-            if place.handle and await trio.to_thread.run_sync(self._give, piece, place.handle):
+            content = await trio.to_thread.run_sync(self._needed, piece, place.handle) if place.handle else b""
+            if not content:
                 owed.pop(piece, None)
+            elif handle := place.handle:
+                # In the thread that takes torrents out of the session: one that is out when libtorrent comes to
+                # this call has no storage, and libtorrent does not look.
+                handle.add_piece(piece, content, _OVERWRITE_NOTHING)
 
-    def _give(self, piece: int, handle: Any) -> bool:
-        """Whether that torrent needs nothing more; in a thread."""
+    def _needed(self, piece: int, handle: Any) -> bytes:
+        """The content, if that torrent has it not; in a thread."""
         try:
-            if handle.have_piece(piece):
-                return True
-            handle.add_piece(piece, self._content(piece), _OVERWRITE_NOTHING)
+            return b"" if handle.have_piece(piece) else self._content(piece)
         except (OSError, RuntimeError) as error:  # a file that cannot be read, a torrent that has just left
             log.info("torrent: piece %d is not handed over: %s", piece, error)
-            return True
-        return False
+            return b""
 
     def _content(self, piece: int) -> bytes:
         parts = list(self._layout.parts(piece))
