@@ -5,7 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import subprocess
+import sys
 import threading
+import time
 
 from nbdfs.copying.direct.work import Work
 from nbdfs.copying.plan import Planner
@@ -121,3 +124,18 @@ def test_a_failed_flush_is_a_failure() -> None:
 
     copy.work.carry_out([copy.lane], flush, copy.halted.set, None)
     assert copy.work.failure == "cannot flush the destination: no"
+
+
+def stay() -> None:
+    """A copy with a lane that waits for a disk, which nothing can wake."""
+    copy = Copy()
+
+    def fails() -> None:
+        copy.work.fail("no more")
+
+    copy.work.carry_out([fails, lambda: time.sleep(60)], copy.flush, copy.halted.set, None)
+
+
+def test_a_lane_that_cannot_be_woken_keeps_no_process_from_ending() -> None:
+    words = [sys.executable, "-c", f"from {__name__} import stay; stay()"]
+    assert subprocess.run(words, timeout=30).returncode == 0

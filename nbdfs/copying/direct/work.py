@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from nbdfs.copying.direct.blocking import at_once
 from nbdfs.copying.options import Counters, reason
@@ -25,6 +25,32 @@ T = TypeVar("T")
 _INTERVAL = 0.2  # seconds between two looks at the lanes
 _STOP_TIMEOUT = 1.0  # seconds that a lane may take to hear that it must stop
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class _Step(Generic[T]):
+    """Something that is done in a thread of its own, which keeps no process from ending; `ended` is set then."""
+
+    def __init__(self, function: Callable[[], T], ended: threading.Event) -> None:
+        self.done = False
+        self._function = function
+        self._ended = ended
+        self._result: list[T] = []
+        self._error: BaseException | None = None
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def result(self) -> T:
+        """What it gave, or raise what it raised, once it is done."""
+        if self._error is not None:
+            raise self._error
+        return self._result[0]
+
+    def _run(self) -> None:
+        try:
+            self._result.append(self._function())
+        except BaseException as error:  # noqa: BLE001 - raised again by `result`
+            self._error = error
+        self.done = True
+        self._ended.set()
 
 
 class Work:
@@ -43,6 +69,7 @@ class Work:
         self._planning = threading.Lock()  # held while a window is planned: the pieces stay in order
         self._reporting = threading.Lock()
         self._stopped = threading.Event()
+        self._ended = threading.Event()  # set when a step is done, cleared by who waits, before looking
 
     def next(self, lane: Any = None) -> Piece | None:
         """The next piece that needs a lane, None if there is no more.  `lane` is who asks, should the plan ask back."""
@@ -92,33 +119,38 @@ class Work:
         On a signal or a failure `halt` wakes who waits.
         """
         display = Patient(display) if display else None
-        pool = ThreadPoolExecutor(len(lanes))
         with self._heeding_signals(), unless_done(halt):
-            running = [pool.submit(lane) for lane in lanes]
+            running = [_Step(lane, self._ended) for lane in lanes]
             self._wait(running, display, enough=lambda: self.complete)  # a further lane may still wait to be let in
             if self.complete and not self.stopped:
                 self._wait(running[:1], display)
                 try:
-                    (self.flushed,) = self._wait([pool.submit(flush)], display) or [False]
+                    (self.flushed,) = self._wait([_Step(flush, self._ended)], display) or [False]
                 except OSError as error:
                     self.fail(f"cannot flush the destination: {reason(error)}")
-            if self.stopped or not all(lane.done() for lane in running):
+            if self.stopped or not all(lane.done for lane in running):
                 halt()
-                wait(running, _STOP_TIMEOUT)
-        pool.shutdown(wait=False)
+                self._wait_for_all(running, time.monotonic() + _STOP_TIMEOUT)
         if display:
             display.finish(self.progress, self.flushed)
 
     def _wait(
-        self, steps: Sequence[Future[T]], display: Display | None, enough: Callable[[], bool] = lambda: False
+        self, steps: Sequence[_Step[T]], display: Display | None, enough: Callable[[], bool] = lambda: False
     ) -> list[T]:
         """What the steps give that have come to their end before it is enough, or the copy is stopped."""
-        waiting: Iterable[Future[T]] = steps
-        while waiting and not self.stopped and not enough():
+        while not self._all_done(steps) and not self.stopped and not enough():
             if display:
                 display.show(self.progress)
-            waiting = wait(waiting, _INTERVAL, FIRST_COMPLETED).not_done
-        return [step.result() for step in steps if step.done()]
+            self._ended.wait(_INTERVAL)
+        return [step.result() for step in steps if step.done]
+
+    def _wait_for_all(self, steps: Sequence[_Step[Any]], deadline: float) -> None:
+        while not self._all_done(steps) and (left := deadline - time.monotonic()) > 0:
+            self._ended.wait(left)
+
+    def _all_done(self, steps: Sequence[_Step[Any]]) -> bool:
+        self._ended.clear()
+        return all(step.done for step in steps)
 
     @contextmanager
     def _heeding_signals(self) -> Iterator[None]:
