@@ -88,6 +88,7 @@ class File(Source):
 
     async def aclose(self) -> None:
         os.close(self._fd)
+        self._fd = -1  # the number may soon be another file's
 
     def statistics(self) -> Mapping[str, int]:
         facts = os.fstat(self._fd)

@@ -54,14 +54,12 @@ async def remove_key(device: Source, found: Found, number: int) -> None:
     slot = next((slot for slot in found.header.keyslots if slot.number == number), None)
     if slot is None:
         raise UserError(f"there is no key slot {number} in use")
+    written = found.written
+    without = _without_slot1(written, number) if isinstance(written, Luks1) else _without_slot2(written, number)
     for at, size in pieces(slot.offset, slot.length, _WIPE):
         await device.pwrite(memoryview(os.urandom(size)), at)
     await device.flush()
-    written = found.written
-    if isinstance(written, Luks1):
-        await write_header(device, _without_slot1(written, number))
-    else:
-        await write_header(device, _without_slot2(written, number))
+    await write_header(device, without)
 
 
 async def write_header(device: Source, written: Luks1 | Luks2) -> None:
@@ -150,7 +148,8 @@ def _without_slot2(written: Luks2, number: int) -> Luks2:
     metadata = copy.deepcopy(written.metadata)
     del metadata["keyslots"][str(number)]
     for user in [*metadata["digests"].values(), *metadata["tokens"].values()]:
-        user["keyslots"] = [name for name in user["keyslots"] if name != str(number)]
+        if "keyslots" in user:  # a token is what its maker wrote
+            user["keyslots"] = [name for name in user["keyslots"] if name != str(number)]
     return dataclasses.replace(written, metadata=metadata)
 
 

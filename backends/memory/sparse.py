@@ -80,7 +80,7 @@ class Memory(Source):
         except OSError as error:
             raise UserError(
                 f"memory: cannot lock {format_size(self.info.size)} in memory: {error.strerror}; "
-                "raise the limit (ulimit -l), run as root, or leave out mlock"
+                "raise the limit (ulimit -l, LimitMEMLOCK= of a unit) or leave out mlock"
             ) from error
 
     async def aclose(self) -> None:
@@ -89,6 +89,7 @@ class Memory(Source):
         if self._present is not None:
             self._present.close()
         os.close(self._fd)
+        self._fd = -1  # the number may soon be another file's
 
     def statistics(self) -> Mapping[str, int]:
         return {"resident_bytes": min(os.fstat(self._fd).st_blocks * 512, self.info.size)}

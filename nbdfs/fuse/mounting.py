@@ -77,7 +77,10 @@ def unmount(target: str, *, lazy: bool = False) -> None:
         return
     helper = _helper()
     words = [helper, "-u", *(["-z"] if lazy else []), "--", target]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=_SECONDS, check=False)
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        raise UserError(f"cannot unmount {target}: {helper} is not done after {_SECONDS:g} s") from None
     if done.returncode:
         if "busy" in done.stderr.lower():
             raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), target)
@@ -123,25 +126,28 @@ def _mount_by_helper(target: str, options: MountOptions) -> int:
         raise UserError(_no_device(error)) from error
     if options.atime in _BEYOND_FUSERMOUNT:
         log.warning("%s is mounted without %s: %s does not know it", target, options.atime, _FUSERMOUNT)
+    words = [helper, "-o", _helper_options(options), "--", target]
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    with theirs:
-        words = [helper, "-o", _helper_options(options), "--", target]
-        process = subprocess.Popen(
-            words,
-            pass_fds=[theirs.fileno()],
-            env={**os.environ, "_FUSE_COMMFD": str(theirs.fileno()), "LC_ALL": "C"},
-            stdin=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-    ours.settimeout(_SECONDS)
-    descriptor = _receive_descriptor(ours)
+    with ours:
+        with theirs:
+            process = subprocess.Popen(
+                words,
+                pass_fds=[theirs.fileno()],
+                env={**os.environ, "_FUSE_COMMFD": str(theirs.fileno()), "LC_ALL": "C"},
+                stdin=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        ours.settimeout(_SECONDS)
+        descriptor = _receive_descriptor(ours)
+        try:
+            _, said = process.communicate(timeout=_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            said = f"{helper} is not done after {_SECONDS:g} s"
     if descriptor is None:
-        _, said = process.communicate(timeout=_SECONDS)
-        ours.close()
         raise UserError(f"cannot mount on {target}: {said.strip() or helper + ' failed'}")
-    process.communicate(timeout=_SECONDS)
-    ours.close()
     return descriptor
 
 

@@ -70,8 +70,6 @@ OUT_HEADER = struct.Struct("=IiQ")  # length, error (negative errno, or notifica
 IO_IN = struct.Struct("=QQIIQII")  # READ and WRITE: fh, offset, size, io flags, lock_owner, flags, padding
 LSEEK_IN = struct.Struct("=QQII")  # fh, offset, whence, padding
 FALLOCATE_IN = struct.Struct("=QQQII")  # fh, offset, length, mode, padding
-FSYNC_IN = struct.Struct("=QII")  # fh, fsync_flags, padding
-OPEN_IN = struct.Struct("=II")  # flags, open_flags
 GETXATTR_IN = struct.Struct("=II")  # size, padding; then the name and NUL
 INTERRUPT_IN = struct.Struct("=Q")  # unique of the request to interrupt
 COPY_FILE_RANGE_IN = struct.Struct("=QQQQQQQ")  # fh_in, off_in, nodeid_out, fh_out, off_out, len, flags

@@ -73,6 +73,8 @@ class Batches:
 
     def add(self, request: Request, payload: memoryview | None) -> None:
         """Put off a request."""
+        if not self._room:
+            self._room = memoryview(mmap.mmap(-1, _ROOM))
         key = request.command, request.length
         batch = self._batches.get(key)
         if batch is None:
@@ -108,8 +110,6 @@ class Batches:
         return size
 
     def _read(self, requests: list[Request], length: int, used: int) -> int:
-        if not self._room:
-            self._room = memoryview(mmap.mmap(-1, _ROOM))
         room = self._room[used : used + length * len(requests)]
         done = _attempt(self._source.read_now, room, length, requests)
         whole, put = self._machine.whole, self._output.put

@@ -52,6 +52,14 @@ async def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
         assert "Not a directory" in await refusal("/dev/null/x")
 
 
+async def test_after_its_end_it_reads_nothing_that_has_its_number_now(image: Path, tmp_path: Path) -> None:
+    async with open_stack(str(image)) as source:
+        pass
+    (tmp_path / "another").write_bytes(b"secret" * 1000)
+    with (tmp_path / "another").open("rb"), pytest.raises(OSError, match="Bad file descriptor"):
+        await read(source, 0, 512)
+
+
 async def test_other_machines_and_empty_paths_are_usage_errors() -> None:
     for spec in ("file://host/x", "file:", "file:a\0b"):
         with pytest.raises(UsageError):

@@ -153,6 +153,18 @@ async def test_a_token_forgets_a_removed_slot() -> None:
     assert after.metadata["tokens"]["0"]["keyslots"] == []
 
 
+async def test_a_token_of_no_slots_is_no_obstacle() -> None:
+    device = await formatted(2)
+    found = await load_header(device)
+    assert isinstance(found.written, header2.Luks2)
+    found.written.metadata["tokens"]["0"] = {"type": "x"}
+    await remove_key(device, found, 0)
+    after = (await load_header(device)).written
+    assert isinstance(after, header2.Luks2)
+    assert after.metadata["keyslots"] == {}
+    assert after.metadata["tokens"]["0"] == {"type": "x"}
+
+
 async def test_format_leaves_a_device_with_content_alone() -> None:
     device = await formatted(1)
     with pytest.raises(UserError, match=r"LUKS header already.*--force"):
