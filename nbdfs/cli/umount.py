@@ -66,7 +66,9 @@ def _process(target: str) -> int | None:
 
 def _wait(process: int, path: str) -> None:
     try:
-        if not select.select([process], [], [], _WAIT)[0]:
+        ended = select.poll()
+        ended.register(process, select.POLLIN)
+        if not ended.poll(_WAIT * 1000):
             raise UserError(f"{path} is unmounted, but its process did not end within {_WAIT:g} s")
     finally:
         os.close(process)

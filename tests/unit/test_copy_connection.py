@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import resource
 import socket
 import threading
 from collections.abc import Iterator
@@ -22,6 +24,17 @@ def silent(tmp_path: Path) -> Iterator[Uri]:
         listener.bind(str(tmp_path / "socket"))
         listener.listen()
         yield parse_uri(f"nbd+unix:///?socket={tmp_path / 'socket'}")
+
+
+@pytest.fixture
+def many_descriptors() -> Iterator[None]:
+    """Let the test have more descriptors than select(2) knows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard <= 2000:
+        pytest.skip("the limit of descriptors is too low")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2000), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_a_handshake_is_interrupted(silent: Uri) -> None:
@@ -45,9 +58,12 @@ def test_a_handshake_has_an_end(silent: Uri, monkeypatch: pytest.MonkeyPatch) ->
     opened[0].close()
 
 
-def entered(*, structured: bool = False) -> tuple[Connection, socket.socket]:
-    """A connection in the transmission phase, and the server's end of it."""
+def entered(*, structured: bool = False, lowest: int = 0) -> tuple[Connection, socket.socket]:
+    """A connection in the transmission phase, its descriptor `lowest` or more, and the server's end of it."""
     near, far = socket.socketpair()
+    if lowest:
+        with near:
+            near = socket.socket(fileno=fcntl.fcntl(near, fcntl.F_DUPFD_CLOEXEC, lowest))
     found = Connection(near, "nbd://there")
     far.sendall(greeting(structured))
     found.shake_hands("")
@@ -100,6 +116,14 @@ def test_a_reply_is_taken_without_what_follows() -> None:
     assert found.reply(wait=True) is None
     assert found.replies.reading is read
     assert found.socket.recv(100) == b"data"
+    found.close()
+    far.close()
+
+
+def test_a_process_may_have_many_descriptors(many_descriptors: None) -> None:
+    found, far = entered(lowest=1500)
+    found.begin(Request(nbd.CMD_READ, 0, 4))
+    assert found.reply(wait=False) is None
     found.close()
     far.close()
 

@@ -79,6 +79,8 @@ class Connection:
         self.socket = sock
         self.peer = self.name = name
         self.lost = False
+        self._arriving = select.poll()
+        self._arriving.register(sock, select.POLLIN)
 
     # What a handshake asks of its channel.  Nothing here is ever waited for: the thread blocks instead.
 
@@ -166,7 +168,7 @@ class Connection:
             self.socket.shutdown(socket.SHUT_RDWR)
 
     def _readable(self) -> bool:
-        return bool(select.select([self.socket], [], [], 0)[0])
+        return bool(self._arriving.poll(0))
 
     def _checked(self, step: Any, *arguments: Any) -> Any:
         try:
