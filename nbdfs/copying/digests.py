@@ -35,7 +35,7 @@ class Digest:
     def __init__(self, name: str) -> None:
         try:
             self._hash = hashlib.new(name)
-        except ValueError:
+        except (ValueError, TypeError):  # a name with NUL, or that is no UTF-8, is no string for hashlib
             known = ", ".join(sorted(hashlib.algorithms_guaranteed))
             raise UsageError(f"there is no digest '{name}'; there are: {known}") from None
         if not self._hash.digest_size:

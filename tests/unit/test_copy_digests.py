@@ -79,7 +79,7 @@ def test_a_block_hash_that_makes_no_sense_is_refused(name: str) -> None:
         BlockHash(name)
 
 
-@pytest.mark.parametrize("name", ["sha257", "shake_128"])
+@pytest.mark.parametrize("name", ["sha257", "shake_128", "\udcff", "a\0b"])
 def test_an_unknown_digest_is_refused_with_what_there_is(name: str) -> None:
     with pytest.raises(UsageError, match="digest"):
         Digest(name)
