@@ -155,7 +155,7 @@ def _need_psk() -> None:
 def _use_psk(context: ssl.SSLContext, path: str, username: str) -> None:
     _need_psk()
     keys = read_psk_file(path)
-    name = username or pwd.getpwuid(os.getuid()).pw_name
+    name = username or _login_name()
     if name not in keys:
         raise UserError(f"TLS: {path} has no key for '{name}': give tls-username")
     context.check_hostname = False
@@ -163,6 +163,13 @@ def _use_psk(context: ssl.SSLContext, path: str, username: str) -> None:
     _only_psk(context)
     if sys.version_info >= (3, 13):
         context.set_psk_client_callback(lambda hint: (name, keys[name]))
+
+
+def _login_name() -> str:
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        raise UserError(f"TLS: user {os.getuid()} has no name here: give tls-username") from None
 
 
 def _serve_psk(context: ssl.SSLContext, path: str) -> None:
