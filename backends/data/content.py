@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import abc
 import bisect
-import errno
 import functools
 import itertools
-import os
 import re
 from collections.abc import Iterator, Sequence
 
 from nbdfs.buffers import fill_zero
 from nbdfs.errors import SourceError, UserError
+from nbdfs.fileio import data_runs, read_whole
 from nbdfs.source import HOLE, MAX_SIZE, ZERO
 
 Span = tuple[int, int, int]  # start, stop, flags
@@ -81,31 +80,15 @@ class File(Content):
         self.name = name
 
     def read(self, buffer: memoryview, offset: int) -> None:
-        done = 0
-        while done < len(buffer):
-            count = os.preadv(self.fd, [buffer[done:]], offset + done)
-            if count == 0:
-                raise SourceError(errno.EIO, f"{self.name} became shorter", where="data")
-            done += count
+        try:
+            read_whole(self.fd, buffer, offset)
+        except SourceError as error:
+            error.where = self.name
+            raise
 
     def spans(self, start: int, stop: int) -> Iterator[Span]:
-        while start < stop:
-            data = min(self._seek(start, os.SEEK_DATA, self.size), stop)
-            if start < data:
-                yield start, data, HOLE | ZERO
-            if data < stop:
-                hole = min(self._seek(data, os.SEEK_HOLE, self.size), stop)
-                yield data, hole, 0
-                data = hole
-            start = data
-
-    def _seek(self, offset: int, whence: int, end: int) -> int:
-        try:
-            return os.lseek(self.fd, offset, whence)
-        except OSError as error:
-            if error.errno == errno.ENXIO:  # no more data
-                return end
-            return end if whence == os.SEEK_HOLE else offset  # it cannot tell: all of it is data
+        for first, last, data in data_runs(self.fd, start, stop):
+            yield first, min(last, stop), 0 if data else HOLE | ZERO
 
 
 class Repeat(Content):
