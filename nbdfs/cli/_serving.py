@@ -75,7 +75,7 @@ def add_listen_arguments(parser: argparse.ArgumentParser) -> None:
 def _positive_duration(text: str) -> float:
     seconds = parse_duration(text)
     if seconds <= 0:
-        raise UsageError("--handshake-timeout is more than 0: no client could come in")
+        raise UsageError("--handshake-timeout must be more than 0: no client could come in")
     return seconds
 
 
@@ -103,7 +103,7 @@ def service(
     uris = tuple(parse_uri(text) for text in arguments.listen)
     place = replace(place, uris=(*place.uris, *uris)) if place else Place(uris)
     if arguments.max_clients < 1:
-        raise UsageError("--max-clients is at least 1")
+        raise UsageError("--max-clients must be at least 1")
     limits = replace(
         DEFAULTS, clients=arguments.max_clients, handshake=arguments.handshake_timeout, idle=arguments.idle_timeout
     )
@@ -159,7 +159,7 @@ async def live_server(what: Service, exports: Exports) -> AsyncIterator[tuple[Se
         listeners, uris = _listeners(what, stack)
         for listener in listeners:
             if is_public(listener.address) and not what.require_tls:
-                log.warning("listening on %s: anybody who reaches it may read%s", listener, " without TLS")
+                log.warning("listening on %s without TLS: anybody who reaches it may use it", listener)
         async with exports.offered_by(served), serving(server, listeners):
             yield server, [uri.with_export(name) for uri in uris for name, _ in served.names()]
 

@@ -49,7 +49,7 @@ class CopyOptions:
         if min(self.connections, self.requests) < 1:
             raise UsageError("at least one connection and one request are needed")
         if self.queue_size < 1:
-            raise UsageError(f"the queue size is at least 1 byte, not {self.queue_size}")
+            raise UsageError(f"the queue size must be at least 1 byte, not {self.queue_size}")
 
 
 @dataclass

@@ -151,7 +151,7 @@ WRONG = [
     ('[mount.a]\ntarget = "x"\nsource = "x"', "2: the target 'x' must be an absolute path"),
     ('[mount.a]\ntarget = "/x"', "1: [mount.a] needs either source"),
     ('[serve.a]\nsource = "x"\nport = "http"', "3: port: 'http' is no port"),
-    ('[serve.a]\nsource = "x"\nhandshake-timeout = 0', "3: handshake-timeout: --handshake-timeout is more than 0"),
+    ('[serve.a]\nsource = "x"\nhandshake-timeout = 0', "3: handshake-timeout: --handshake-timeout must be more than 0"),
     ('[mount.a]\ntarget = "/x"\nfiles = {}', "3: 'files' is empty"),
     ('[mount.a]\ntarget = "/x"\nfiles = ["x"]', "3: 'files' must be a table"),
     ('[mount.a]\ntarget = "/x"\nsource = ["x"]', "3: 'source' must be a spec"),
