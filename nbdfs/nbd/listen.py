@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import ipaddress
 import logging
 import os
 import socket
 import stat
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
@@ -25,6 +27,8 @@ log = logging.getLogger(__name__)
 
 _BACKLOG = 256
 _ANY_CID = 0xFFFFFFFF  # VMADDR_CID_ANY
+_ATTEMPTS = 20  # to find a port that is free at each address
+_LOCK_TIMEOUT = 0.5  # seconds; who listens holds the lock for as long as a few system calls take
 
 
 class Listener:
@@ -121,9 +125,7 @@ def _open(address: Address, stack: ExitStack) -> list[Listener]:
         if isinstance(address, Tcp):
             sockets = _tcp(address)
         elif isinstance(address, Unix):
-            sockets = [_unix(address.path)]
-            if not address.path.startswith("\0"):
-                stack.callback(_unlink, address.path, os.stat(address.path).st_ino)
+            return [_unix_listener(address, stack)]
         else:
             sockets = [_vsock(address)]
     except OSError as error:
@@ -134,6 +136,22 @@ def _open(address: Address, stack: ExitStack) -> list[Listener]:
     return listeners
 
 
+def _unix_listener(address: Unix, stack: ExitStack) -> Listener:
+    """A listener on a path, which goes before it ends: until then nobody takes the path for left behind."""
+    path = address.path
+    if path.startswith("\0"):
+        sock = _unix(path)
+    else:
+        with _alone_in(os.path.dirname(path) or "."):
+            sock = _unix(path)
+            inode = os.stat(path).st_ino
+    listener = Listener(sock, _address_of(sock))
+    stack.callback(listener.close)
+    if not path.startswith("\0"):
+        stack.callback(_unlink, path, inode)
+    return listener
+
+
 def _reason(error: OSError) -> str:
     if error.errno == errno.EADDRINUSE:
         return "another program listens there"
@@ -141,7 +159,17 @@ def _reason(error: OSError) -> str:
 
 
 def _tcp(address: Tcp) -> list[socket.socket]:
-    """A socket for each address that the host has, all on one port."""
+    """A socket for each address that the host has, all on one port: a free one if that is 0."""
+    for _ in range(_ATTEMPTS if not address.port else 0):
+        try:
+            return _tcp_sockets(address)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise  # what is free at the first address need not be at the next
+    return _tcp_sockets(address)
+
+
+def _tcp_sockets(address: Tcp) -> list[socket.socket]:
     found = socket.getaddrinfo(
         address.host or None, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )  # fmt: skip
@@ -205,9 +233,34 @@ def _stale(path: str) -> bool:
 
 def _unlink(path: str, inode: int) -> None:
     """Remove our socket, unless somebody else has put another in its place."""
-    with suppress(FileNotFoundError):
+    with _alone_in(os.path.dirname(path) or "."), suppress(FileNotFoundError):
         if os.stat(path).st_ino == inode:
             os.unlink(path)
+
+
+@contextmanager
+def _alone_in(folder: str) -> Iterator[None]:
+    """Keep others that begin to listen in a folder from taking our socket for one that was left behind.
+
+    It looks like one until it listens, and where one is replaced.  The lock is only between ourselves: who cannot have
+    it, because others use such locks for something else or the file system has none, goes on without.
+    """
+    with ExitStack() as stack:
+        with suppress(OSError):
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            stack.callback(os.close, lock)
+            _wait_for_lock(lock, time.monotonic() + _LOCK_TIMEOUT)
+        yield
+
+
+def _wait_for_lock(lock: int, deadline: float) -> None:
+    while True:
+        try:
+            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.001)
 
 
 def _vsock(address: Vsock) -> socket.socket:
