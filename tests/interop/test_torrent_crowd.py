@@ -63,8 +63,6 @@ SHORT = {
     (1, LARGE, "one after the other"),
     (4, LARGE, "one after the other"),
     (16, LARGE, "together"),
-    (16, LARGE, "as they come"),
-    (64, PIECE, "as they come"),
 }
 CASES = [
     pytest.param(pieces, length, start, marks=[] if (pieces, length, start) in SHORT else [pytest.mark.long])
