@@ -56,7 +56,7 @@ def specs_by_name(texts: Iterable[str]) -> dict[str, str]:
     for text in texts:
         match = _NAMED.fullmatch(text)
         if not match:
-            raise UsageError(f"'{text}' has no name: several sources are written NAME=SPEC NAME=SPEC...")
+            raise UsageError(f"'{plan(text)}' has no name: several sources are written NAME=SPEC NAME=SPEC...")
         check_name(match[1])
         check_free(match[1], specs)
         specs[match[1]] = match[2]

@@ -67,7 +67,7 @@ def _leaf(parsed: Spec) -> tuple[SourceDriver, Segment, str]:
     if parsed.scheme:
         driver = registry.find_scheme(parsed.scheme)
         if driver is None:
-            raise UsageError(f"no source knows the scheme '{parsed.scheme}://' of {parsed.argument}")
+            raise UsageError(f"no source knows the scheme '{parsed.scheme}://' of {without_secrets(parsed.argument)}")
         return driver, Segment(driver.name), parsed.argument
     if not os.path.exists(parsed.argument) and registry.in_tree(parsed.argument):
         raise UsageError(f"'{parsed.argument}' is no file, and as a source it needs an argument: {parsed.argument}:...")

@@ -65,7 +65,8 @@ def parse(text: str) -> Spec:
         at = match.end()
     leaf = text[at:]
     if not leaf:
-        raise UsageError(f"the spec '{text}' names no source: write a URI, a path or NAME:ARGUMENT")
+        shown = "".join(f"{layer.name}::" for layer in layers)  # an option may be a secret
+        raise UsageError(f"the spec '{shown}' names no source: write a URI, a path or NAME:ARGUMENT")
     if leaf.startswith("[" + _FOLD):
         return Spec(tuple(layers), argv=tuple(leaf.split(_FOLD)[1:-1]))
     if "\0" in leaf:

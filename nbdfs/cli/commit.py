@@ -15,6 +15,7 @@ import trio
 from nbdfs import progress, spec, stack
 from nbdfs.backends import cow
 from nbdfs.errors import UsageError, UserError, reason
+from nbdfs.plans import Plan, plan
 from nbdfs.source import Caps
 
 
@@ -25,16 +26,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     parsed = spec.parse(arguments.spec)
     if not parsed.layers or parsed.layers[0].name != "cow":
-        raise UsageError(f"'{arguments.spec}' has no cow layer in front: write cow,overlay=FILE::SOURCE")
+        raise UsageError(f"'{plan(parsed)}' has no cow layer in front: write cow,overlay=FILE::SOURCE")
     options = cow.DRIVER.parse_options(parsed.layers[0].options)
     if not options.overlay:
         raise UsageError("cow without overlay=FILE keeps nothing that could be written back")
     below = spec.Spec(parsed.layers[1:], parsed.source, parsed.scheme, parsed.argument)
-    trio.run(_commit, options, below)
+    trio.run(_commit, options, plan(below))
     return 0
 
 
-async def _commit(options: cow.CowOptions, below: spec.Spec) -> None:
+async def _commit(options: cow.CowOptions, below: Plan) -> None:
     from nbdfs.backends.cow.commit import commit, committed_bytes
     from nbdfs.backends.cow.layer import describe_base
     from nbdfs.backends.cow.overlay import open_overlay

@@ -12,7 +12,7 @@ import trio
 
 from nbdfs.dump import Dumper, dump
 from nbdfs.errors import SourceError, UserError
-from nbdfs.spec import parse
+from nbdfs.plans import plan
 from nbdfs.stack import open_stack
 from nbdfs.units import parse_size
 
@@ -42,10 +42,11 @@ async def _dump(arguments: argparse.Namespace) -> None:
     out = sys.stdout
     colour = out.isatty() if arguments.colour is None else arguments.colour
     fancy = colour and out.encoding.lower().startswith("utf")
-    async with open_stack(parse(arguments.spec), readonly=True) as source:
+    planned = plan(arguments.spec)
+    async with open_stack(planned, readonly=True) as source:
         size = source.info.size
         if arguments.offset > size:
-            raise UserError(f"{arguments.spec} ends at byte {size}: there is nothing at {arguments.offset}")
+            raise UserError(f"{planned} ends at byte {size}: there is nothing at {arguments.offset}")
         length = size - arguments.offset
         if arguments.length is not None:
             length = min(length, arguments.length)

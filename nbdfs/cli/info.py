@@ -23,6 +23,7 @@ from nbdfs.cli.dump import add_colour_arguments
 from nbdfs.cli.main import Parser
 from nbdfs.errors import SourceError, UsageError, UserError
 from nbdfs.info import chart, maps
+from nbdfs.plans import plan
 from nbdfs.source import ALLOCATION, HOLE
 from nbdfs.spec import parse
 from nbdfs.units import parse_size
@@ -95,7 +96,7 @@ async def _told(arguments: argparse.Namespace, out: io.StringIO) -> int:
     try:
         return await _run(arguments, out)
     except SourceError as error:
-        raise UserError(f"{arguments.spec}: {error}") from error
+        raise UserError(f"{plan(arguments.spec)}: {error}") from error
 
 
 async def _run(arguments: argparse.Namespace, out: io.StringIO) -> int:
@@ -113,7 +114,7 @@ async def _run(arguments: argparse.Namespace, out: io.StringIO) -> int:
         export = report.exports[0]
         value: Any = export.size if arguments.size else export.uri
         if not arguments.size and not value:
-            raise UserError(f"{arguments.spec} is not reached by an NBD URI")
+            raise UserError(f"{plan(spec)} is not reached by an NBD URI")
         print(json.dumps(value) if arguments.json else value, file=out)
     elif arguments.json:
         print(json.dumps(report.as_json(), indent=2), file=out)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from nbdfs.errors import UsageError, UserError, reason
+from nbdfs.plans import plan
 from nbdfs.secret import Secret
 from nbdfs.source import Source
 from nbdfs.stack import open_stack
@@ -89,15 +90,16 @@ def _limit_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    planned = plan(arguments.spec)
     readonly = arguments.action == "info"
     action: Callable[[Source, argparse.Namespace], Awaitable[None]] = _ACTIONS[arguments.action]
 
     async def work() -> None:
-        async with open_stack(arguments.spec, readonly=readonly) as device:
+        async with open_stack(planned, readonly=readonly) as device:
             try:
                 await action(device, arguments)
             except OSError as error:
-                raise UserError(f"{arguments.spec}: {reason(error)}") from error
+                raise UserError(f"{planned}: {reason(error)}") from error
 
     trio.run(work)
     return 0

@@ -9,6 +9,7 @@ from nbdfs import logs
 from nbdfs.cli._words import preparation
 from nbdfs.cli.main import Parser
 from nbdfs.errors import UsageError
+from nbdfs.plans import plan
 from nbdfs.spec import Spec, parse
 
 VERSION = "1.24.4"  # of libnbd: the one whose command lines these are
@@ -45,7 +46,7 @@ def parse_words(made: Parser, argv: Sequence[str]) -> argparse.Namespace:
 def server(word: str) -> Spec:
     """An NBD URI or a folded `[ CMD ]`: what these tools call NBD."""
     if "://" not in word and not word.startswith("["):
-        raise UsageError(f"'{word}' is neither an NBD URI nor [ CMD ]")
+        raise UsageError(f"'{plan(word)}' is neither an NBD URI nor [ CMD ]")
     return parse(word)
 
 

@@ -289,3 +289,30 @@ def test_up_where_temporary_files_have_names_too_long(folder: Path, monkeypatch:
     monkeypatch.setenv("TMPDIR", str(temporary))
     (folder / "config").write_text(f'[serve.a]\nsource = "memory:1M"\nunix = "{folder}/a"\n')
     assert complaint("up", "--config", "config") == "nbdfs: [serve.a] cannot be started: AF_UNIX path too long"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "add mount luks,passphrase=geheim::volume",
+        "commit luks,passphrase=geheim::volume",
+        "commit cow,overlay=overlay::readonly::luks,passphrase=geheim::volume",
+        "compat nbdinfo luks,passphrase=geheim::volume",
+        "dump -o 9M luks,passphrase=geheim::volume",
+        "info gopher://me:geheim@host/",
+        "info luks,passphrase=geheim::",
+        "info error,errno=EIO,rate=100%::luks,passphrase=geheim::volume",
+        "info --uri luks,passphrase=geheim::volume",
+        "luks info error,errno=EIO,rate=100%::luks,passphrase=geheim::volume",
+    ],
+)
+def test_no_secret_of_a_spec_is_told(folder: Path, words: str, capsys: Said) -> None:
+    key_file(folder / "secret", b"geheim")
+    (folder / "volume").write_bytes(bytes(4 << 20))
+    effort = ("--type=luks1", "--pbkdf-force-iterations=1000", "--passphrase", "+secret")
+    assert main(["luks", "format", *effort, "volume"]) == 0
+    assert capsys.readouterr() == ("", "")
+    assert main(words.split()) in (FAILURE, USAGE)
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "geheim" not in said.err
