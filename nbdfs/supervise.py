@@ -16,6 +16,8 @@ import trio
 from nbdfs.errors import UserError, reason
 from nbdfs.undo import unless_done
 
+Stopped = Callable[[], Awaitable[int]]  # returns the number of the signal that asks to stop, once one has come
+
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -52,8 +54,8 @@ def background(leaving: Callable[[], None] = lambda: None) -> Callable[[], None]
 
 
 @contextlib.contextmanager
-def stop_requests() -> Iterator[Callable[[], Awaitable[None]]]:
-    """While the block runs a stop signal does not end the process; what is given here returns once one has come.
+def stop_requests() -> Iterator[Stopped]:
+    """While the block runs a stop signal does not end the process; what is given here returns its number.
 
     After that none does any more: the process is on its way out, and what it cleans up at the end it shall clean up.
     """
@@ -62,11 +64,11 @@ def stop_requests() -> Iterator[Callable[[], Awaitable[None]]]:
     try:
         with trio.open_signal_receiver(*STOP_SIGNALS) as signals:
 
-            async def stopped() -> None:
+            async def stopped() -> int:
                 nonlocal asked
-                async for _ in signals:
-                    asked = True
-                    return
+                number = await anext(signals)
+                asked = True
+                return number
 
             yield stopped
     finally:

@@ -16,16 +16,15 @@ import trio
 
 from nbdfs import mount
 from nbdfs.cli import _observing
+from nbdfs.cli._beside import command_status
 from nbdfs.control.methods import Controls
 from nbdfs.control.server import controlled
-from nbdfs.errors import UsageError, UserError
+from nbdfs.errors import UsageError
 from nbdfs.fuse.options import HELP, parse_options
 from nbdfs.live import Exports
-from nbdfs.mount import Mount, Order
+from nbdfs.mount import Order
 from nbdfs.nbd.uri import Address
 from nbdfs.progress import Shows, showing
-
-_END_TIMEOUT = 10.0  # seconds the command gets after SIGTERM before it is killed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,7 +51,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 async def _serve(order: Order, command: Sequence[str], metrics: Address | None, display: Shows[Exports] | None) -> int:
-    status = 0
     async with (
         mount.mounted(order) as mounted,
         controlled(Controls(mounted.exports, "run", mounted.session.target).methods()),
@@ -60,31 +58,4 @@ async def _serve(order: Order, command: Sequence[str], metrics: Address | None, 
         showing(mounted.exports, display),
     ):
         words = [word.replace("{}", mounted.session.target) for word in command]
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_stop_on_signal, mounted, nursery)
-            status = await _run(words)
-            nursery.cancel_scope.cancel()
-    return status
-
-
-async def _run(words: Sequence[str]) -> int:
-    """The exit status of a command, 128 + N if signal N ended it; ended itself if we are cancelled."""
-    try:
-        process = await trio.lowlevel.open_process(list(words))
-    except OSError as error:
-        raise UserError(f"cannot run {words[0]}: {error.strerror}") from error
-    try:
-        status = await process.wait()
-    finally:
-        if process.poll() is None:
-            with trio.move_on_after(_END_TIMEOUT, shield=True):
-                process.terminate()
-                await process.wait()
-            if process.poll() is None:
-                process.kill()
-    return status if status >= 0 else 128 - status
-
-
-async def _stop_on_signal(mounted: Mount, nursery: trio.Nursery) -> None:
-    await mounted.session.stopped()
-    nursery.cancel_scope.cancel()
+        return await command_status(words, mounted.session.stopped)

@@ -11,13 +11,14 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from functools import partial
 
 import trio
 
 from nbdfs import live, logs, supervise, systemd
 from nbdfs.cli import _observing, _serving
+from nbdfs.cli._beside import command_status
 from nbdfs.cli._configured import from_configuration, is_name
 from nbdfs.cli._serving import Place, Service
 from nbdfs.config.reload import reloading
@@ -32,8 +33,7 @@ from nbdfs.nbd.stream import PipeStream
 from nbdfs.nbd.uri import Tcp, Unix, Uri, Vsock
 from nbdfs.progress import Shows, showing
 from nbdfs.stack import Plan
-
-Stopped = Callable[[], Awaitable[None]]
+from nbdfs.supervise import Stopped
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -162,9 +162,4 @@ async def _run(command: str, uri: Uri, stopped: Stopped) -> int:
         "exportname": uri.export,
     }
     script = "".join(f"{name}={shlex.quote(value)}\n" for name, value in values.items()) + command
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(_cancel_after, stopped, nursery)
-        done = await trio.run_process(["/bin/sh", "-c", script], check=False, stdin=None)
-        nursery.cancel_scope.cancel()
-        return done.returncode if done.returncode >= 0 else 128 - done.returncode
-    return 128 + 15  # stopped before the command ended
+    return await command_status(["/bin/sh", "-c", script], stopped)

@@ -54,7 +54,7 @@ class Session:
     passthrough: Passthrough
     ready: trio.Event = field(default_factory=trio.Event)
     ended: trio.Event = field(default_factory=trio.Event)  # unmounted, by whomever
-    stopped: Callable[[], Awaitable[None]] = trio.sleep_forever  # returns once the process is asked to stop
+    stopped: Callable[[], Awaitable[int]] = trio.sleep_forever  # returns once the process is asked to stop
     minor: int = 0  # FUSE protocol of the kernel, 7.minor
 
     async def invalidate(self, file: File, offset: int, length: int) -> None:

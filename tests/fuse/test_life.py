@@ -10,6 +10,8 @@ import subprocess
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.mounts import SECONDS, Mounter, is_mounted, nbdfs, wait_until
 
 SIZE = 16 << 20
@@ -102,13 +104,20 @@ def test_run(mount: Mounter) -> None:
     assert not Path(done.stderr.strip()).exists()
 
 
-def test_run_ends_its_command_with_it(mount: Mounter) -> None:
-    words = nbdfs("run", "memory:1M", "--", "sh", "-c", "echo {}; exec sleep 1000")
+@pytest.mark.parametrize(
+    ("script", "status"),
+    [
+        ("echo {}; exec sleep 1000", 128 + signal.SIGTERM),
+        ("trap 'exit 7' TERM; echo {}; while :; do sleep .1; done", 7),
+    ],
+)
+def test_run_ends_its_command_with_it(mount: Mounter, script: str, status: int) -> None:
+    words = nbdfs("run", "memory:1M", "--", "sh", "-c", script)
     with subprocess.Popen([*mount.prefix, *words], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         file = Path(process.stdout.readline().strip())
         process.terminate()
-        assert process.wait(SECONDS) in (0, 128 + signal.SIGTERM)
+        assert process.wait(SECONDS) == status
     assert not is_mounted(file)
     assert not file.exists()
 
