@@ -84,8 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             status = error.exit_status
     except* KeyboardInterrupt:
         status = 130
-    except* BrokenPipeError:
-        _say_no_more()
+    except* _NobodyReadsError:
         status = 1
     except* OSError as group:
         if any(error.errno not in (errno.EMFILE, errno.ENFILE) for error in leaves(group)):
@@ -97,14 +96,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status
 
 
+class _NobodyReadsError(Exception):
+    """The reader of standard output is gone, which needs no word."""
+
+
 class _Output(io.FileIO):
     """Standard output: what it does not take is told in one line."""
 
     def write(self, data: Any, /) -> int:
         try:
             return super().write(data)
-        except BrokenPipeError:
-            raise
+        except BrokenPipeError as error:
+            _say_no_more()
+            raise _NobodyReadsError from error
         except OSError as error:
             _say_no_more()
             raise UserError(f"cannot write to standard output: {error.strerror}") from error
@@ -118,15 +122,17 @@ def _say_no_more() -> None:
 def _open_standard_streams() -> None:
     """Have /dev/null where a standard stream was closed before us, so that nothing else we open gets its place.
 
+    What was to be read or written there must fail, as O_PATH has it; only complaints may go nowhere.
     Names of files that are no UTF-8 go out as they came in.
     """
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+    closed = sys.stdout is None
+    for name, mode, flags in (("stdin", "r", os.O_PATH), ("stdout", "w", os.O_PATH), ("stderr", "w", os.O_WRONLY)):
         if getattr(sys, name) is None:
-            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
-    if sys.stdout is sys.__stdout__ and isinstance(sys.stdout, io.TextIOWrapper):
+            setattr(sys, name, os.fdopen(os.open(os.devnull, flags), mode, closefd=False))
+    if closed or (sys.stdout is sys.__stdout__ and isinstance(sys.stdout, io.TextIOWrapper)):
         output = io.BufferedWriter(_Output(1, "w", closefd=False))
         sys.stdout = io.TextIOWrapper(
-            output, sys.stdout.encoding, "surrogateescape", line_buffering=sys.stdout.line_buffering
+            output, sys.stdout.encoding, "surrogateescape", line_buffering=bool(sys.stdout.line_buffering)
         )
 
 

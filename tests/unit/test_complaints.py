@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -265,6 +266,41 @@ def test_a_reader_of_standard_output_that_leaves(words: str) -> None:
         os.close(writing)
     assert done.stderr == b""
     assert done.returncode == FAILURE
+
+
+@pytest.mark.parametrize(
+    ("words", "closed", "line"),
+    [
+        ("sources", ">&-", "cannot write to standard output: Bad file descriptor"),
+        ("sources", "<&- >&-", "cannot write to standard output: Bad file descriptor"),
+        ("copy noise -", ">&-", "Bad file descriptor"),
+        ("copy memory:1M -", ">&-", "Bad file descriptor"),
+        ("copy - new", "<&-", "Bad file descriptor"),
+        ("copy - null:", "<&-", "Bad file descriptor"),
+    ],
+)
+def test_a_standard_stream_that_is_closed_takes_and_gives_nothing(words: str, closed: str, line: str) -> None:
+    argv = ["sh", "-c", f'exec "$@" {closed}', "sh", *command(*words.split())]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=TIMEOUT)
+    assert (done.returncode, done.stdout) == (FAILURE, "")
+    (said,) = done.stderr.splitlines()
+    assert said.startswith("nbdfs: ") and line in said
+
+
+@pytest.mark.parametrize("words", ["copy noise null:", "info --is=read noise"])
+def test_who_needs_no_standard_stream_does_without(words: str) -> None:
+    argv = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *command(*words.split())]
+    assert subprocess.run(argv, timeout=TIMEOUT).returncode == 0
+
+
+def test_only_the_pipe_of_standard_output_may_break_in_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaks(_: list[str]) -> int:
+        raise BrokenPipeError(errno.EPIPE, "of another descriptor")
+
+    monkeypatch.setattr("nbdfs.cli.main._dispatch", breaks)
+    with pytest.raises(ExceptionGroup) as raised:
+        main(["sources"])
+    assert raised.group_contains(BrokenPipeError)
 
 
 def test_mount8_has_a_status_of_its_own() -> None:
