@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import select
 import sys
 from collections.abc import Iterable
 from typing import TextIO
 
+from nbdfs import lossy
 from nbdfs.export import Export
 from nbdfs.progress import draw, human_size
 from nbdfs.source import Fetching
@@ -33,14 +32,13 @@ class FetchBar:
     def show(self, exports: Iterable[Export]) -> None:
         found = fetches(exports)
         if found != self._last:
-            self._last = found
             pieces, here = (sum(getattr(fetch, what) for fetch in found) for what in ("pieces", "here"))
-            draw(self._stream, sentence(found), here / pieces if pieces else None)
+            if draw(self._stream, sentence(found), here / pieces if pieces else None):
+                self._last = found
 
     def finish(self, exports: Iterable[Export], complete: bool) -> None:
         if self._last:
-            self._stream.write("\n")
-            self._stream.flush()
+            lossy.write_text(self._stream, "\n")
 
 
 def sentence(found: Iterable[Fetching]) -> str:
@@ -64,14 +62,11 @@ class FetchLines:
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
-        self._room = select.poll()
-        self._room.register(descriptor, select.POLLOUT)
         self._told: dict[str, Fetching] = {}
 
     def show(self, exports: Iterable[Export]) -> None:
         for fetch in fetches(exports):
-            if self._told.get(fetch.name) != fetch and self._room.poll(0):
-                os.write(self._descriptor, _record(fetch))
+            if self._told.get(fetch.name) != fetch and lossy.write(self._descriptor, _record(fetch)):
                 self._told[fetch.name] = fetch
 
     def finish(self, exports: Iterable[Export], complete: bool) -> None:

@@ -11,6 +11,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Generic, Protocol, TextIO, TypeVar
 
+from nbdfs import lossy
+
 log = logging.getLogger(__name__)
 
 _INTERVAL = 0.2  # seconds between two looks at the work
@@ -75,8 +77,7 @@ class Bar:
 
     def finish(self, progress: Progress, complete: bool) -> None:
         self.show(progress)
-        self._stream.write("\n")
-        self._stream.flush()
+        lossy.write_text(self._stream, "\n")
 
     def _draw(self, progress: Progress, rate: float) -> None:
         text = human_size(progress.done)
@@ -88,8 +89,11 @@ class Bar:
         draw(self._stream, text, progress.fraction if progress.total is not None else None)
 
 
-def draw(stream: TextIO, text: str, fraction: float | None) -> None:
-    """Put a line in the place of the last one, with a bar before the text where a fraction from 0 to 1 is known."""
+def draw(stream: TextIO, text: str, fraction: float | None) -> bool:
+    """Put a line in the place of the last one, with a bar before the text where a fraction from 0 to 1 is known.
+
+    False if the terminal does not take it now.
+    """
     columns = _columns(stream) - 1  # a full line would wrap
     if fraction is not None:
         share = f"{int(fraction * 100):3d}%"
@@ -99,8 +103,7 @@ def draw(stream: TextIO, text: str, fraction: float | None) -> None:
             text = f"{share} [{'#' * filled}{'.' * (width - filled)}] {text}"
         else:
             text = f"{share} {text}"
-    stream.write(f"\r{text[:columns]}\033[K")
-    stream.flush()
+    return lossy.write_text(stream, f"\r{text[:columns]}\033[K")
 
 
 def _columns(stream: TextIO) -> int:
@@ -111,7 +114,10 @@ def _columns(stream: TextIO) -> int:
 
 
 class Lines:
-    """`N/100` and a newline on a descriptor, each time N changed; 100/100 comes only when all is done."""
+    """`N/100` and a newline on a descriptor, each time N changed; 100/100 comes only when all is done.
+
+    A reader that does not keep up misses lines and holds up nobody.
+    """
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -125,9 +131,8 @@ class Lines:
             self._write(100)
 
     def _write(self, percent: int) -> None:
-        if percent != self._last:
+        if percent != self._last and lossy.write(self._fd, b"%d/100\n" % percent):
             self._last = percent
-            os.write(self._fd, b"%d/100\n" % percent)
 
 
 @asynccontextmanager
