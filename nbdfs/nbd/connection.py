@@ -15,12 +15,8 @@ Invariants
 
 from __future__ import annotations
 
-import errno
 import logging
-import math
 import mmap
-import os
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
@@ -38,8 +34,8 @@ from nbdfs.nbd.output import Output
 from nbdfs.nbd.proto import constants as nbd
 from nbdfs.nbd.proto.events import Disconnect, ExportFacts, ProtocolError, Refused, Request
 from nbdfs.nbd.proto.handshake import ServerHandshake, State
-from nbdfs.nbd.proto.input import Input
 from nbdfs.nbd.proto.transmission import ServerTransmission
+from nbdfs.nbd.reception import HungUpError, Reception
 from nbdfs.nbd.stream import WOULD_BLOCK, SocketStream, Stream, TlsStream
 from nbdfs.source import Caps
 from nbdfs.undo import unless_done
@@ -49,17 +45,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_POLL_NS = 50_000  # how long to look for the next request before sleeping
-_HOT_NS = 250_000  # a wait no longer, the way through trio included, means that requests come fast
-_SLICE_NS = 2_000_000  # how long to go on without letting other tasks run
-_RESTING = 1.0  # seconds without a request, after which a client holds no memory
 _BATCH = 256 << 10  # bytes of small reads that are read into one buffer and sent together
 _VIEWS = 1 << 20  # bytes of replies that are sent together where they lie
 _LARGE = 64 << 10  # bytes: after a payload that long the next header comes alone, so that what follows can go in place
-
-
-class HungUpError(Exception):
-    """The client hung up."""
 
 
 class Connection:
@@ -68,8 +56,10 @@ class Connection:
     def __init__(self, server: Server, stream: Stream) -> None:
         self._server = server
         self._limits = server.limits
-        self._stream = stream
-        self._input = Input()
+        self._reception = Reception(
+            stream, server.limits, alone=lambda: server.alone(self), forward=self._forward, rest=self._rest
+        )
+        self._input = self._reception.input
         self._output = Output(stream, self._limits.stall)
         self._reading = trio.CancelScope()
         self._handshake = ServerHandshake(server.exports, server.policy)
@@ -77,9 +67,6 @@ class Connection:
         self._batch = memoryview(b"")  # small reads of one batch are read into it
         self._batch_used = 0
         self._borrowing = 0  # bytes of replies queued that may lie in the source's memory or in the batch
-        self._hot = False
-        self._large = False  # whether the last request had a large payload
-        self._slice_end = 0
         self._flights: Flights[_Flight] = Flights()
         self._push_is_due = False
         self._batches: Batches | None = None  # of a source that has a use for them
@@ -87,7 +74,7 @@ class Connection:
 
     async def run(self) -> None:
         """Serve until the client leaves or breaks the protocol, in one line of the log."""
-        peer = self._stream.peer
+        peer = self._reception.stream.peer
         try:
             with trio.move_on_after(self._limits.handshake) as scope:
                 await self._shake_hands()
@@ -104,7 +91,10 @@ class Connection:
             log.info("%s: lost: %s", peer, error.strerror or error)
         finally:
             self._output.close()
-            self._stream.close()
+            self._reception.stream.close()
+            # They name this connection: neither shall keep the other alive, and all that a client has.
+            del self._reception
+            self._batches = None
 
     def stop(self) -> None:
         """Take no more requests; `run` ends when what is in flight is answered."""
@@ -121,7 +111,7 @@ class Connection:
         while handshake.state not in (State.TRANSMISSION, State.CLOSED):
             if handshake.state is State.STARTING_TLS:
                 await self._start_tls()
-            await self._receive()
+            await self._reception.some()
             while said := handshake.advance(self._input):
                 self._output.put(said)
                 await self._output.flush()
@@ -129,10 +119,10 @@ class Connection:
     async def _start_tls(self) -> None:
         if len(self._input):
             raise ProtocolError("data sent in the clear after TLS was agreed on")
-        if not isinstance(self._stream, SocketStream) or self._server.tls is None:
+        plain = self._reception.stream
+        if not isinstance(plain, SocketStream) or self._server.tls is None:
             raise ProtocolError("TLS over a stream that is no socket")
-        stream = TlsStream(self._stream, self._server.tls)
-        self._stream = stream
+        self._reception.stream = stream = TlsStream(plain, self._server.tls)
         self._output = Output(stream, self._limits.stall)
         await stream.handshake()
         self._handshake.tls_started()
@@ -149,12 +139,13 @@ class Connection:
         async with export.client():
             if export.removed or facts_of(export, facts.name) != facts:
                 raise ProtocolError(f"the export '{facts.name}' was changed during the handshake")
-            log.info("%s: export '%s', %d bytes", self._stream.peer, facts.name, facts.size)
+            log.info("%s: export '%s', %d bytes", self._reception.stream.peer, facts.name, facts.size)
             await self._answer_requests(export, facts)
 
     async def _answer_requests(self, export: Export, facts: ExportFacts) -> None:
         handshake = self._handshake
         self._machine = ServerTransmission(facts, handshake.agreed, handshake.transmission_flags(facts), self._input)
+        self._reception.machine = self._machine
         self._output.failed = self._reading.cancel
         self._memory = self._server.memory_of(export)
         self._immediate = Caps.IMMEDIATE in export.source.info.caps and not export.before_access
@@ -198,7 +189,7 @@ class Connection:
             event = self._machine.next_event()
             if event is None:
                 await self._flush_batch()
-                await self._receive()
+                await self._reception.some()
             elif isinstance(event, Request):
                 if self._batches is not None and self._batches.take(event):
                     await self._put_off(event, self._batches)
@@ -222,7 +213,7 @@ class Connection:
         if request.command == nbd.CMD_WRITE:
             while len(received) < request.length:
                 await self._flush_batch()
-                await self._receive()
+                await self._reception.some()
             payload = received.view[received.start : received.start + request.length]
             received.start += request.length
             self._machine.payload_received(request.length)
@@ -252,7 +243,7 @@ class Connection:
         if buffer is not None and request.command == nbd.CMD_WRITE:
             with unless_done(lambda: self.give_back(weight, buffer)):
                 if received is None:
-                    await self._receive_payload(buffer[:payload])
+                    await self._reception.payload(buffer[:payload])
                 else:
                     buffer[:payload] = received
         flight = _Flight(self, request, weight, buffer)
@@ -340,7 +331,7 @@ class Connection:
             return False
         place[:] = received.view[start:end]
         received.start = end
-        self._large = length >= _LARGE
+        self._reception.header_alone = length >= _LARGE
         self._machine.payload_received(length)
         self._output.put(self._machine.success(request))
         return True
@@ -349,7 +340,7 @@ class Connection:
         """A WRITE to a source that never waits."""
         length = request.length
         received = self._input
-        self._large = length >= _LARGE
+        self._reception.header_alone = length >= _LARGE
         if len(received) >= length:
             start = received.start
             received.start += length
@@ -362,7 +353,7 @@ class Connection:
             self._output.put(self._machine.success(request))
             return
         async with self._borrowed(length - done) as buffer:
-            await self._receive_payload(buffer[: length - done])
+            await self._reception.payload(buffer[: length - done])
             rest = request._replace(offset=request.offset + done, length=length - done)
             await self.operations.perform(rest, buffer)
 
@@ -378,18 +369,13 @@ class Connection:
             place = place or self.operations.place(request, done)
             if place is None:
                 break
-            count = self._input.move_into(place) or self._stream.recv_now(place)
-            if count == 0:
-                raise ProtocolError("hung up in the middle of a payload")
-            if count == WOULD_BLOCK:
-                count = self._poll(place)
+            count = self._reception.part(place, look=True)
             if count == WOULD_BLOCK:
                 place = None
-                await self._readable(self._limits.stall, "the rest of a payload did not come")
+                await self._reception.payload_to_come()
             else:
                 done += count
                 place = place[count:]
-                self._machine.payload_received(count)
         return done
 
     @asynccontextmanager
@@ -402,84 +388,19 @@ class Connection:
             self._server.buffers.give(buffer)
             self._server.memory.release(length)
 
-    # Receiving
+    # What the reception asks for
 
-    async def _receive_payload(self, buffer: memoryview) -> None:
-        """Fill the buffer with the payload that comes next."""
-        done = self._input.move_into(buffer)
-        while done < len(buffer):
-            count = self._stream.recv_now(buffer[done:])
-            if count > 0:
-                done += count
-            elif count == 0:
-                raise ProtocolError("hung up in the middle of a payload")
-            else:
-                await self._readable(self._limits.stall, "the rest of a payload did not come")
-        self._machine.payload_received(done)
+    def _forward(self) -> None:
+        """Bring forward what is in flight."""
+        if self._poller and self._flights:
+            self._poller()
 
-    async def _receive(self) -> None:
-        """Receive what is there, at least one byte."""
-        space = self._input.space()
-        if self._large:
-            space = space[: self._machine.header_size]
-            self._large = False
-        count = self._stream.recv_now(space)
-        if count == WOULD_BLOCK and self._hot:
-            count = self._poll(space)
-        waited = count == WOULD_BLOCK
-        began = time.monotonic_ns()
-        while count == WOULD_BLOCK:
-            if self._in_transmission and self._machine.payload_left:
-                await self._readable(self._limits.stall, "the rest of a payload did not come")
-            else:
-                await self._next_request()
-            count = self._stream.recv_now(space)
-        now = time.monotonic_ns()
-        self._hot = not waited or now - began < _HOT_NS
-        if waited:
-            self._slice_end = now + _SLICE_NS
-        elif now > self._slice_end:
-            await trio.lowlevel.checkpoint()
-            self._slice_end = time.monotonic_ns() + _SLICE_NS
-        if count == 0:
-            if not (self._machine.in_step if self._in_transmission else not len(self._input)):
-                raise ProtocolError("hung up in the middle of a message")
-            raise HungUpError
-        self._input.received(count)
-
-    def _poll(self, space: memoryview) -> int:
-        """Look for the next request for a moment, if this client is the only one that is at work."""
-        if not self._server.alone(self):
-            return WOULD_BLOCK
-        end = time.monotonic_ns() + _POLL_NS
-        while time.monotonic_ns() < end:
-            count = self._stream.recv_now(space)
-            if count != WOULD_BLOCK:
-                return count
-            if self._poller and self._flights:
-                self._poller()
-            os.sched_yield()  # the client may need this CPU to get on
-        return WOULD_BLOCK
-
-    async def _next_request(self) -> None:
-        """Wait for one; all replies are out."""
-        idle = self._limits.idle or math.inf
-        with trio.move_on_after(min(_RESTING, idle)) as scope:
-            await self._stream.readable()
-        if scope.cancelled_caught:
-            self._input.rest()
-            self._batch = memoryview(b"")
-            if self._batches is not None:
-                self._batches.rest()
-            self._server.buffers.drop()
-            await self._readable(max(idle - _RESTING, 0), "idle for too long")
-
-    async def _readable(self, seconds: float, complaint: str) -> None:
-        eager.uncork()
-        with trio.move_on_after(seconds) as scope:
-            await self._stream.readable()
-        if scope.cancelled_caught:
-            raise ConnectionError(errno.ETIMEDOUT, complaint)
+    def _rest(self) -> None:
+        """The client asks for nothing: give back its memory."""
+        self._batch = memoryview(b"")
+        if self._batches is not None:
+            self._batches.rest()
+        self._server.buffers.drop()
 
 
 class _Flight(Flight):

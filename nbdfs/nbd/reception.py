@@ -1,0 +1,144 @@
+"""What one client sends: received where it belongs, and waited for as long as is right.
+
+While requests come fast, the reader looks for the next one for a moment before it sleeps: a sleep and a wake-up take
+longer than a fast client does.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import time
+from collections.abc import Callable
+
+import trio
+
+from nbdfs import eager
+from nbdfs.nbd.limits import Limits
+from nbdfs.nbd.proto.events import ProtocolError
+from nbdfs.nbd.proto.input import Input
+from nbdfs.nbd.proto.transmission import ServerTransmission
+from nbdfs.nbd.stream import WOULD_BLOCK, Stream
+
+_POLL_NS = 50_000  # how long to look for the next request before sleeping
+_HOT_NS = 250_000  # a wait no longer, the way through trio included, means that requests come fast
+_SLICE_NS = 2_000_000  # how long to go on without letting other tasks run
+_RESTING = 1.0  # seconds without a request, after which a client holds no memory
+
+
+class HungUpError(Exception):
+    """The client hung up."""
+
+
+class Reception:
+    """The bytes that come over `stream`, for one task.
+
+    `alone` tells whether no other client waits while we look for more, `forward` brings requests in flight forward,
+    `rest` gives back the memory of a client that asks for nothing.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        limits: Limits,
+        *,
+        alone: Callable[[], bool],
+        forward: Callable[[], None],
+        rest: Callable[[], None],
+    ) -> None:
+        self.stream = stream
+        self.input = Input()
+        self.machine: ServerTransmission | None = None  # once the handshake is over
+        self.header_alone = False  # whether the next header comes without what is behind it, which can go in place then
+        self._limits = limits
+        self._alone = alone
+        self._forward = forward
+        self._rest = rest
+        self._hot = False
+        self._slice_end = 0
+
+    async def some(self) -> None:
+        """Receive what is there into `input`, at least one byte."""
+        space = self.input.space()
+        if self.header_alone and self.machine:
+            space = space[: self.machine.header_size]
+            self.header_alone = False
+        count = self.stream.recv_now(space)
+        if count == WOULD_BLOCK and self._hot:
+            count = self._look(space)
+        waited = count == WOULD_BLOCK
+        began = time.monotonic_ns()
+        while count == WOULD_BLOCK:
+            if self.machine and self.machine.payload_left:
+                await self.payload_to_come()
+            else:
+                await self._request_to_come()
+            count = self.stream.recv_now(space)
+        now = time.monotonic_ns()
+        self._hot = not waited or now - began < _HOT_NS
+        if waited:
+            self._slice_end = now + _SLICE_NS
+        elif now > self._slice_end:
+            await trio.lowlevel.checkpoint()
+            self._slice_end = time.monotonic_ns() + _SLICE_NS
+        if count == 0:
+            if not (self.machine.in_step if self.machine else not len(self.input)):
+                raise ProtocolError("hung up in the middle of a message")
+            raise HungUpError
+        self.input.received(count)
+
+    async def payload(self, buffer: memoryview) -> None:
+        """Fill the buffer with the payload that comes next."""
+        done = 0
+        while done < len(buffer):
+            count = self.part(buffer[done:])
+            if count == WOULD_BLOCK:
+                await self.payload_to_come()
+            else:
+                done += count
+
+    def part(self, buffer: memoryview, *, look: bool = False) -> int:
+        """Receive what is there of a payload, with `look` after looking for it a moment: its length, or WOULD_BLOCK."""
+        count = self.input.move_into(buffer) or self.stream.recv_now(buffer)
+        if count == WOULD_BLOCK and look:
+            count = self._look(buffer)
+        if count == 0:
+            raise ProtocolError("hung up in the middle of a payload")
+        if count != WOULD_BLOCK and self.machine:
+            self.machine.payload_received(count)
+        return count
+
+    async def payload_to_come(self) -> None:
+        """Wait for more of a payload."""
+        await self._readable(self._limits.stall, "the rest of a payload did not come")
+
+    def _look(self, space: memoryview) -> int:
+        """Look for more for a moment, if this client is the only one that is at work."""
+        if not self._alone():
+            return WOULD_BLOCK
+        end = time.monotonic_ns() + _POLL_NS
+        while time.monotonic_ns() < end:
+            count = self.stream.recv_now(space)
+            if count != WOULD_BLOCK:
+                return count
+            self._forward()
+            os.sched_yield()  # the client may need this CPU to get on
+        return WOULD_BLOCK
+
+    async def _request_to_come(self) -> None:
+        """Wait for one; all replies are out."""
+        idle = self._limits.idle or math.inf
+        with trio.move_on_after(min(_RESTING, idle)) as scope:
+            await self.stream.readable()
+        if scope.cancelled_caught:
+            self.input.rest()
+            self._rest()
+            await self._readable(max(idle - _RESTING, 0), "idle for too long")
+
+    async def _readable(self, seconds: float, complaint: str) -> None:
+        eager.uncork()
+        with trio.move_on_after(seconds) as scope:
+            await self.stream.readable()
+        if scope.cancelled_caught:
+            raise ConnectionError(errno.ETIMEDOUT, complaint)
