@@ -22,7 +22,7 @@ def _open(below: Source, options: OffsetOptions, context: OpenContext) -> Source
     if not options.offset <= end <= below.info.size:
         raise UserError(f"offset: the part ends at {max(options.offset, end)}, but there are {below.info.size} bytes")
     name = f"{format_size(end - options.offset)} at {format_size(options.offset)}"
-    return Window(below, options.offset, end - options.offset, name)
+    return Window(below, options.offset, end - options.offset, name, to_the_end=not options.size)
 
 
 DRIVER = LayerDriver("offset", "show only a part", OffsetOptions, open=_open)

@@ -90,7 +90,9 @@ def _open(below: Source, options: ResizeOptions, context: OpenContext) -> Source
     size = options.size or (-(-old // step) * step if options.round_up else old // step * step)
     if size > MAX_SIZE:
         raise UsageError("resize: larger than a file can be: the most is 2^63 - 1 bytes")
-    return Window(below, 0, size, f"the first {size} bytes") if size <= old else Grown(below, size)
+    if size > old:
+        return Grown(below, size)
+    return Window(below, 0, size, f"the first {size} bytes", to_the_end=not options.size)
 
 
 DRIVER = LayerDriver("resize", "cut off, or append zeroes", ResizeOptions, open=_open)

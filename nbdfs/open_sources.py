@@ -151,6 +151,8 @@ class OpenSources:
         async with open_stack(planned, readonly=manner.readonly, metered=manner.metered) as source:
             if not source.info.size and not manner.allow_empty:
                 raise UserError(f"{planned} is empty: a device of 0 bytes cannot be used")
+            if source.info.missing:
+                log.warning("%s: %s", planned, source.info.missing)
             yield [Export(name, source, str(planned))]
 
     @asynccontextmanager

@@ -81,7 +81,8 @@ class SourceInfo:
     """The facts of an open source; while it is open only `Source.resize` changes one, the size.
 
     `size` is in bytes and is a multiple of `block.minimum`.  `identity` names the content
-    (a UUID, an ETag, an info-hash) as the key of caches; empty where nothing names it.
+    (a UUID, an ETag, an info-hash) as the key of caches; empty where nothing names it.  `missing` says in words what
+    there is behind `size` that cannot be reached.
     """
 
     size: int
@@ -90,6 +91,7 @@ class SourceInfo:
     description: str = ""
     identity: str = ""
     contexts: tuple[str, ...] = (ALLOCATION,)
+    missing: str = ""
 
 
 class Extent(NamedTuple):

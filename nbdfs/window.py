@@ -10,9 +10,12 @@ from nbdfs.source import ALLOCATION, Backing, Extent, Layer, Source
 
 
 class Window(Layer):
-    """The bytes [start, start + size) of `below`, which must have them; `name` tells them from other parts."""
+    """The bytes [start, start + size) of `below`, which must have them; `name` tells them from other parts.
 
-    def __init__(self, below: Source, start: int, size: int, name: str) -> None:
+    With `to_the_end` they are meant to be all that follow.
+    """
+
+    def __init__(self, below: Source, start: int, size: int, name: str, *, to_the_end: bool = False) -> None:
         super().__init__(below)
         self._start = start
         self.eager = below.eager
@@ -24,6 +27,7 @@ class Window(Layer):
             caps=info.caps & PASSED,
             description=f"{name} of {info.description}",
             identity=f"{name} of {info.identity}" if info.identity else "",
+            missing=info.missing if to_the_end else "",
         )
 
     async def pread_into(self, buffer: memoryview, offset: int) -> None:

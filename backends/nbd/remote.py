@@ -30,7 +30,7 @@ _CAPS = {
 
 
 def source_info(export: RemoteExport, name: str) -> SourceInfo:
-    """What an export is, as a source.  A size that is no multiple of the minimum block is cut to one."""
+    """What an export is, as a source."""
     if export.size > MAX_SIZE:
         raise UserError(f"{name}: the server says that it has {export.size} bytes; a file can have {MAX_SIZE}")
     caps = Caps.NONE if export.has(nbd.FLAG_READ_ONLY) else Caps.WRITE
@@ -43,11 +43,12 @@ def source_info(export: RemoteExport, name: str) -> SourceInfo:
     caps |= Caps.MULTI_CONN
     minimum, preferred, _ = export.block or (1, 4096, 0)
     return SourceInfo(
-        export.size - export.size % minimum,
+        export.reachable,
         caps,
         BlockSize(minimum, preferred, _DEFAULT_MAXIMUM),
         description=name,
         contexts=(ALLOCATION, *(context for context in export.contexts if context != ALLOCATION)),
+        missing=export.missing,
     )
 
 

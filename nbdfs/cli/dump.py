@@ -6,6 +6,7 @@ Holes are not read, so a huge sparse disk is quick.
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 
 import trio
@@ -15,6 +16,8 @@ from nbdfs.errors import SourceError, UserError
 from nbdfs.plans import plan
 from nbdfs.stack import open_stack
 from nbdfs.units import parse_size
+
+log = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,6 +53,8 @@ async def _dump(arguments: argparse.Namespace) -> None:
         length = size - arguments.offset
         if arguments.length is not None:
             length = min(length, arguments.length)
+        if source.info.missing:
+            log.warning("%s: %s", planned, source.info.missing)
         dumper = Dumper(out.write, colour=colour, fancy=fancy)
         try:
             await dump(source, arguments.offset, length, dumper)

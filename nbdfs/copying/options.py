@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from nbdfs.errors import SourceError, UsageError
+from nbdfs.errors import SourceError, UsageError, UserError
 from nbdfs.progress import Progress
 from nbdfs.ranges import RangeSet
+from nbdfs.source import SourceInfo
 
 SPARSE = 4096  # bytes; the least block in which zeroes are looked for
 LARGEST_ALIGN = 64 << 10  # bytes; a preferred block size above that is a wish too costly to follow
@@ -74,6 +75,12 @@ class Begun:
 def reason(error: OSError) -> str:
     """Why a request failed, and where if that is known."""
     return str(error) if isinstance(error, SourceError) else error.strerror or str(error)
+
+
+def check_whole(name: str, source: SourceInfo) -> None:
+    """Raise UserError if a part of a source cannot be reached, so that a copy would lack it."""
+    if source.missing:
+        raise UserError(f"{name}: {source.missing}; nothing was copied")
 
 
 def incomplete(name: str, progress: Progress) -> str:

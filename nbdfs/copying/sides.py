@@ -14,7 +14,7 @@ from typing import Any
 
 from nbdfs.checked import Checked
 from nbdfs.copying import files
-from nbdfs.copying.options import CopyOptions
+from nbdfs.copying.options import CopyOptions, check_whole
 from nbdfs.errors import UsageError, UserError
 from nbdfs.plans import Plan, plan
 from nbdfs.source import Backing
@@ -93,6 +93,7 @@ class Sides:
             stack.callback(os.close, self.input_fd)
             return None
         self.source = await stack.enter_async_context(open_stack(_tuned(self.source_plan, self.options), readonly=True))
+        check_whole(self.source_name, self.source.info)
         return self.source.info.size
 
     async def _open_destination(self, stack: AsyncExitStack, size: int | None) -> None:

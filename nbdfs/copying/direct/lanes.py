@@ -10,7 +10,7 @@ from typing import Protocol
 from nbdfs.copying.direct.connection import LostError
 from nbdfs.copying.direct.lane import Intake, Lane, Outlet
 from nbdfs.copying.direct.work import Work
-from nbdfs.copying.options import LARGEST_ALIGN, SPARSE, CopyOptions
+from nbdfs.copying.options import LARGEST_ALIGN, SPARSE, CopyOptions, check_whole
 from nbdfs.copying.plan import Mapped, Planner
 from nbdfs.progress import Display
 from nbdfs.source import SourceInfo
@@ -82,6 +82,7 @@ class LaneCopy:
         self._lanes: list[Lane] = []
         with unless_done(self.close):
             self._ends.append(source_end := source())
+            check_whole(source_end.name, source_end.info)
             self._ends.append(destination_end := destination())
             self._source, self._destination = source_end, destination_end
             self._destination.accept(self._source.info.size)

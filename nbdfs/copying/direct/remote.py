@@ -77,9 +77,8 @@ class RemoteEnd:
         self.lanes = remote.connections if export.has(nbd.FLAG_CAN_MULTI_CONN) else 1
         minimum, preferred, maximum = export.block or (1, 4096, LARGEST_REQUEST)
         caps = Caps.EXTENTS if ALLOCATION in export.contexts else Caps.NONE
-        self.info = SourceInfo(
-            export.size - export.size % minimum, caps, BlockSize(minimum, preferred, min(maximum, LARGEST_REQUEST))
-        )
+        block = BlockSize(minimum, preferred, min(maximum, LARGEST_REQUEST))
+        self.info = SourceInfo(export.reachable, caps, block, missing=export.missing)
 
     def accept(self, size: int) -> None:
         """Raise UserError if a copy of so many bytes cannot go there."""

@@ -36,6 +36,19 @@ class RemoteExport:
     def has(self, flag: int) -> bool:
         return bool(self.flags & flag)
 
+    @property
+    def reachable(self) -> int:
+        """The size in whole blocks, which are all that can be asked for."""
+        return self.size - self.size % self.block[0] if self.block else self.size
+
+    @property
+    def missing(self) -> str:
+        """What cannot be asked for, in words; NBD protocol, "Block size constraints", wants that there is nothing."""
+        left = self.size - self.reachable
+        if not left or not self.block:
+            return ""
+        return f"the last {left} of {self.size} bytes cannot be reached, for its smallest block is {self.block[0]}"
+
 
 @dataclass(frozen=True)
 class ServerFacts:
