@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager, contextmanager
 
 import trio
 
+from nbdfs.errors import reason
 from nbdfs.nursery import serving_nursery
 
 log = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ def notify(*assignments: str) -> None:
             sock.connect("\0" + path[1:] if path.startswith("@") else path)
             sock.send("\n".join(assignments).encode())
         except OSError as error:
-            log.warning("cannot tell the service manager how it goes: %s", error)
+            log.warning("cannot tell the service manager how it goes: %s", reason(error))
 
 
 @asynccontextmanager

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 import trio
 
 from nbdfs.backends.cache.storage import Storage
+from nbdfs.errors import reason
 
 log = logging.getLogger(__name__)
 
@@ -146,7 +147,7 @@ class Blocks:
         except OSError as error:
             self.remove(first, last)
             if not self._full:
-                log.warning("the cache takes no more blocks: %s", error)
+                log.warning("the cache takes no more blocks: %s", reason(error))
             self._full = True
             return
         self._full = False

@@ -16,7 +16,7 @@ from trio.socket import SocketType
 
 from nbdfs.control import place, protocol
 from nbdfs.control.protocol import LONGEST_REQUEST, Code, Request, RequestError
-from nbdfs.errors import UserError
+from nbdfs.errors import UserError, reason
 from nbdfs.nursery import serving_nursery
 
 log = logging.getLogger(__name__)
@@ -97,7 +97,7 @@ async def _serve(connection: SocketType, methods: Mapping[str, Method], room: tr
                 log.info("control socket: %s", error)
                 await _send(connection, protocol.failure(None, error))
     except (OSError, trio.TooSlowError) as error:
-        log.info("control socket: lost a client: %s", error)
+        log.info("control socket: lost a client: %s", reason(error))
     finally:
         room.release()
 

@@ -15,10 +15,11 @@ import trio
 
 from nbdfs.copying.digests import Hasher
 from nbdfs.copying.ends import Input, Output
-from nbdfs.copying.options import Counters, reason
+from nbdfs.copying.options import Counters
 from nbdfs.copying.plain import Files
 from nbdfs.copying.plan import Kind, Piece
 from nbdfs.copying.turns import Turns
+from nbdfs.errors import reason
 from nbdfs.progress import Progress
 from nbdfs.ranges import RangeSet, pieces
 
@@ -80,7 +81,7 @@ class Engine:
         try:
             return await self.input.next(buffer)
         except OSError as error:
-            raise CopyError(f"cannot read the source: {error}") from error
+            raise CopyError(f"cannot read the source: {reason(error)}") from error
 
     async def _move(self, piece: Piece, buffer: memoryview) -> None:
         offset, length, kind = piece

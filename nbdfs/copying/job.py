@@ -22,7 +22,7 @@ from nbdfs.copying.resume import StateFile
 from nbdfs.copying.sides import Sides
 from nbdfs.copying.verify import CompareOutput, forget_cached
 from nbdfs.copying.way import Way
-from nbdfs.errors import UserError
+from nbdfs.errors import UserError, reason
 from nbdfs.progress import Display, Progress, showing
 from nbdfs.ranges import RangeSet
 from nbdfs.spec import Spec
@@ -139,7 +139,7 @@ class _Job:
         try:
             await self.engine.output.finish()
         except OSError as error:
-            return f"cannot flush the destination: {error}"
+            return f"cannot flush the destination: {reason(error)}"
         self.flushed = isinstance(self.engine.output, DeviceOutput | GrowingFile)
         self.complete = True
         if self.state:
@@ -167,7 +167,7 @@ class _Job:
                 await trio.sleep(_SAVE_INTERVAL)
                 await self._save_state()
         except OSError as error:
-            self.engine.failure = CopyError(f"cannot keep the state file {self.options.resume}: {error}")
+            self.engine.failure = CopyError(f"cannot keep the state file {self.options.resume}: {reason(error)}")
             scope.cancel()
 
     async def _save_state(self) -> None:
@@ -189,7 +189,7 @@ class _Job:
                 await self._save_state()
                 text += f"; the same command goes on from {self.options.resume}"
             except OSError as error:
-                text += f"; its state could not be kept ({error})"
+                text += f"; its state could not be kept ({reason(error)})"
         return text
 
     async def _verify(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from nbdfs.errors import SourceError, UsageError, UserError
+from nbdfs.errors import UsageError, UserError
 from nbdfs.progress import Progress
 from nbdfs.ranges import RangeSet
 from nbdfs.source import SourceInfo
@@ -70,11 +70,6 @@ class Begun:
     done: RangeSet = field(default_factory=RangeSet)
     counters: Counters = field(default_factory=Counters)
     created: bool = False
-
-
-def reason(error: OSError) -> str:
-    """Why a request failed, and where if that is known."""
-    return str(error) if isinstance(error, SourceError) else error.strerror or str(error)
 
 
 def check_whole(name: str, source: SourceInfo) -> None:

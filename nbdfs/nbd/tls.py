@@ -19,7 +19,7 @@ import ssl
 import sys
 from collections.abc import Mapping
 
-from nbdfs.errors import UsageError, UserError
+from nbdfs.errors import UsageError, UserError, reason
 from nbdfs.nbd.uri import TlsOptions
 from nbdfs.secret import exposed_file
 
@@ -77,7 +77,7 @@ def explain(error: Exception) -> str:
         return f"the server's certificate is not accepted: {error.verify_message}"
     if isinstance(error, ssl.SSLError) and error.reason:
         return error.reason.lower().replace("_", " ")
-    return str(error) or type(error).__name__
+    return reason(error) or type(error).__name__
 
 
 def _usual_folder() -> str:
@@ -141,7 +141,7 @@ def read_psk_file(path: str) -> Mapping[str, bytes]:
                 username, _, key = line.rpartition(":")
                 keys[username] = bytes.fromhex(key)
     except (OSError, ValueError) as error:
-        raise UserError(f"TLS: cannot use the keys in {path} (lines of USERNAME:HEX): {error}") from error
+        raise UserError(f"TLS: cannot use the keys in {path} (lines of USERNAME:HEX): {reason(error)}") from error
     if not keys or "" in keys:
         raise UserError(f"TLS: {path} must hold lines of USERNAME:HEX")
     return keys

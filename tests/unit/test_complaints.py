@@ -285,6 +285,7 @@ def test_a_standard_stream_that_is_closed_takes_and_gives_nothing(words: str, cl
     assert (done.returncode, done.stdout) == (FAILURE, "")
     (said,) = done.stderr.splitlines()
     assert said.startswith("nbdfs: ") and line in said
+    assert "[Errno" not in said
 
 
 @pytest.mark.parametrize("words", ["copy noise null:", "info --is=read noise"])

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import sys
 from pathlib import Path
 
 import pytest
 
+from nbdfs.copying import CopyOptions, copy, job
 from nbdfs.copying.resume import StateFile
 from nbdfs.errors import UserError
 from nbdfs.ranges import RangeSet
+from nbdfs.spec import parse
 
 
 def test_it_gives_what_it_was_told(tmp_path: Path) -> None:
@@ -36,3 +41,37 @@ def test_what_is_no_regular_file_is_neither_read_nor_replaced(tmp_path: Path, ta
     with pytest.raises(UserError, match="state is no regular file"):
         StateFile(str(tmp_path / "state"), {}).load()
     assert (tmp_path / "state").is_symlink()
+
+
+class Full:
+    """Fails as a full disk does, from the second call on."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, *_: object) -> None:
+        self.calls += 1
+        if self.calls > 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_state_that_cannot_be_kept_ends_the_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(StateFile, "save", Full())
+    monkeypatch.setattr(job, "_SAVE_INTERVAL", 0.01)
+    options = CopyOptions(resume=str(tmp_path / "state"), requests=1, connections=1, request_size=4096)
+    with pytest.raises(UserError) as raised:
+        copy(parse("delay,read=10::pattern:1M"), parse(str(tmp_path / "new")), options)
+    said = str(raised.value)
+    assert f"cannot keep the state file {tmp_path}/state: No space left on device; " in said
+    assert said.endswith("its state could not be kept (No space left on device)")
+
+
+def test_a_flush_that_fails_is_told_without_a_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(_: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with open(os.devnull) as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        monkeypatch.setattr(os, "fsync", fails)
+        with pytest.raises(UserError, match="cannot flush the destination: Input/output error"):
+            copy(parse("-"), parse(str(tmp_path / "new")), CopyOptions())

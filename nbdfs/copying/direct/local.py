@@ -13,9 +13,9 @@ from nbdfs.copying import files
 from nbdfs.copying.direct.lane import Chunk, Move
 from nbdfs.copying.direct.mapped import MappedFile
 from nbdfs.copying.direct.work import Work
-from nbdfs.copying.options import LARGEST_REQUEST, reason
+from nbdfs.copying.options import LARGEST_REQUEST
 from nbdfs.copying.plain import BUFFER, Writeback
-from nbdfs.errors import SourceError
+from nbdfs.errors import SourceError, reason
 from nbdfs.fileio import read_whole, write_whole
 from nbdfs.source import BlockSize, Caps, SourceInfo
 

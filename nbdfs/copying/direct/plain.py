@@ -8,10 +8,10 @@ from collections.abc import Callable
 from nbdfs.copying import files
 from nbdfs.copying.direct.mapped import MappedFile
 from nbdfs.copying.direct.work import Work
-from nbdfs.copying.options import CopyOptions, reason
+from nbdfs.copying.options import CopyOptions
 from nbdfs.copying.plain import BUFFER, STEP, Files
 from nbdfs.copying.plan import Planner
-from nbdfs.errors import UserError
+from nbdfs.errors import UserError, reason
 from nbdfs.progress import Display
 from nbdfs.source import Backing
 from nbdfs.undo import unless_done

@@ -14,8 +14,9 @@ from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
 from nbdfs.copying.direct.blocking import at_once
-from nbdfs.copying.options import Counters, reason
+from nbdfs.copying.options import Counters
 from nbdfs.copying.plan import Kind, Piece, Planner
+from nbdfs.errors import reason
 from nbdfs.progress import Display, Patient, Progress
 from nbdfs.ranges import RangeSet
 from nbdfs.undo import unless_done
