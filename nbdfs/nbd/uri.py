@@ -138,7 +138,9 @@ def parse_uri(text: str) -> Uri:
     try:
         return _parse(text)
     except UsageError as error:
-        raise UsageError(f"{text}: {error}") from error
+        from nbdfs.plans import without_secrets
+
+        raise UsageError(f"{without_secrets(text)}: {error}") from error
 
 
 def _parse(text: str) -> Uri:
@@ -156,7 +158,8 @@ def _parse(text: str) -> Uri:
     values = _queries(query or "", place, tls)
     username, address = _address(place, authority, values)
     if username and not tls:
-        raise UsageError(f"a user name ('{username}@') goes with TLS only: write nbds instead of nbd at its beginning")
+        shown = username.partition(":")[0]  # not a password
+        raise UsageError(f"a user name ('{shown}@') goes with TLS only: write nbds instead of nbd at its beginning")
     if username:
         values.setdefault("tls-username", username)
     options: dict[str, Any] = {name: parse(values[key]) for key, (name, parse) in _TLS_QUERIES.items() if key in values}

@@ -337,6 +337,8 @@ def test_up_where_temporary_files_have_names_too_long(folder: Path, monkeypatch:
         "compat nbdinfo luks,passphrase=geheim::volume",
         "dump -o 9M luks,passphrase=geheim::volume",
         "info gopher://me:geheim@host/",
+        "info nbd://me:geheim@host/",
+        "info nbds://me:geheim@host/?nonsense=1",
         "info luks,passphrase=geheim::",
         "info error,errno=EIO,rate=100%::luks,passphrase=geheim::volume",
         "info --uri luks,passphrase=geheim::volume",
