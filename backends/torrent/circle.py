@@ -33,6 +33,7 @@ _INTRODUCTION = 0.2  # seconds: whoever meets a peer looks at it within 0.1 s, a
 _DESERTED = 30.0  # seconds
 _PATIENCE = 5.0  # seconds until a reader that is not met in the circle is none
 _INVITE_EVERY = 3.0  # seconds
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0  # seconds between attempts to make what cannot be made yet
 
 
 class _Expected:
@@ -60,7 +61,8 @@ class Circle:
         )
         self._params = params
         self._expected: dict[bytes, _Expected] = {}
-        self._possible = True
+        self._not_before = 0.0  # when to try next to make the torrent,
+        self._pause = _FIRST_PAUSE  # and how long to wait if that is in vain
         self._last_met = 0.0  # when there last was a reader
 
     @property
@@ -79,9 +81,9 @@ class Circle:
 
     def meet(self, readers: Iterable[Any], here: bytearray) -> list[bytes]:
         """These peers of the torrent are readers; we have these pieces.  Gives those that are yet to come."""
-        if not self._possible:
-            return []
         now = trio.current_time()
+        if now < self._not_before:
+            return []
         readers = list(readers)
         present = {peer.pid.to_bytes() for peer in self.peers()}
         absent = {peer.pid.to_bytes(): peer for peer in readers if peer.pid.to_bytes() not in present}
@@ -112,8 +114,9 @@ class Circle:
             self.abandon()
             self._membership.join(params, [0] * len(here))
         except (RuntimeError, SourceError) as error:  # hashes of a v2 magnet link that are not known yet
-            self._possible = False
-            log.info("torrent: pieces are not shared out among readers: %s", error)
+            self._not_before = trio.current_time() + self._pause
+            self._pause = min(2 * self._pause, _LONGEST_PAUSE)
+            log.debug("torrent: pieces are not shared out among readers yet: %s", error)
 
     def abandon(self) -> None:
         """Take the torrent out of the session.  What it still tells is of no interest."""
