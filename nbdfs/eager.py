@@ -93,12 +93,7 @@ class Run:
         global _current
         _current = self
         try:
-            wanted = self._coroutine.throw(error) if error else self._coroutine.send(None)
-        except (StopIteration, Cancelled):
-            wanted = _ENDED
-        except Exception:
-            log.exception("a request ended by a fault")
-            wanted = _ENDED
+            wanted = self._step(self._coroutine.throw, error) if error else self._step(self._coroutine.send, None)
         finally:
             _current = None
         if wanted is _ENDED:
@@ -108,12 +103,20 @@ class Run:
         elif wanted is not _PARKED:
             self._advance(RuntimeError("a source that calls itself eager waits by other means than park"))
 
+    def _step(self, resume: Callable[..., object], *given: object) -> object:
+        """Carry the coroutine on to its next wait; gives what it waits for, or _ENDED.  The barrier of all runs."""
+        try:
+            return resume(*given)
+        except (StopIteration, Cancelled):
+            return _ENDED
+        except Exception:
+            log.exception("a request ended by a fault")
+            return _ENDED
+
     async def _as_task(self, scope: trio.CancelScope) -> None:
         try:
             with scope:
-                await _Rest(self._coroutine)
-        except Exception:
-            log.exception("a request ended by a fault")
+                await _Rest(self._coroutine, self._step)
         finally:
             self._finish()
 
@@ -134,9 +137,21 @@ class Run:
 class _Rest:
     """What a coroutine that has paused still has to do; unlike the coroutine itself it can be awaited."""
 
-    def __init__(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        self.send = coroutine.send
-        self.throw = coroutine.throw
+    def __init__(self, coroutine: Coroutine[Any, Any, None], step: Callable[..., object]) -> None:
+        self._coroutine = coroutine
+        self._step = step
+
+    def send(self, value: object) -> object:
+        return self._on(self._coroutine.send, value)
+
+    def throw(self, *raised: Any) -> object:
+        return self._on(self._coroutine.throw, *raised)
+
+    def _on(self, resume: Callable[..., object], *given: object) -> object:
+        wanted = self._step(resume, *given)
+        if wanted is _ENDED:
+            raise StopIteration
+        return wanted
 
     def __await__(self) -> Generator[Any, Any, None]:
         return cast("Generator[Any, Any, None]", self)

@@ -18,8 +18,8 @@ import pyfuse3
 import trio
 from pyfuse3 import FUSEError
 
+from nbdfs.barrier import Barrier
 from nbdfs.errors import SourceError
-from nbdfs.fuse.barrier import Barrier
 from nbdfs.fuse.operations import zero
 from nbdfs.fuse.tree import Directory, File, Node
 

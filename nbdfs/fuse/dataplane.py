@@ -20,9 +20,9 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from nbdfs import eager
+from nbdfs.barrier import failure
 from nbdfs.flights import Flight, Flights
 from nbdfs.fuse import wire
-from nbdfs.fuse.barrier import failure
 from nbdfs.fuse.control_link import ControlLink
 from nbdfs.fuse.operations import Operations
 from nbdfs.fuse.patience import Patience

@@ -13,8 +13,8 @@ import time
 
 import trio
 
+from nbdfs.barrier import Barrier
 from nbdfs.export import Export
-from nbdfs.fuse.barrier import Barrier
 from nbdfs.source import HOLE, Caps
 
 log = logging.getLogger(__name__)

@@ -12,17 +12,15 @@ Invariants
 
 from __future__ import annotations
 
-import logging
 import mmap
 from collections.abc import Awaitable, Callable
 
+from nbdfs.barrier import Barrier
 from nbdfs.nbd.output import Output
 from nbdfs.nbd.proto import constants as nbd
 from nbdfs.nbd.proto.events import Request
 from nbdfs.nbd.proto.transmission import ServerTransmission
 from nbdfs.source import Source
-
-log = logging.getLogger(__name__)
 
 _SMALL = 32 << 10  # bytes of a request
 _ROOM = 256 << 10  # bytes of all that are put off
@@ -128,8 +126,6 @@ def _attempt(
     operation: Callable[[memoryview, int, list[int]], int], data: memoryview, length: int, requests: list[Request]
 ) -> int:
     """How many requests were done at once.  What goes wrong here must be no more than that they go the ordinary way."""
-    try:
+    with Barrier("an operation for requests that came together", lambda _: None):
         return operation(data, length, [request.offset for request in requests])
-    except Exception:
-        log.exception("unexpected error in requests that came together")
-        return 0
+    return 0

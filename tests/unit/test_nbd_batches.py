@@ -206,4 +206,4 @@ async def test_a_fault_of_the_driver_is_logged_and_its_requests_go_the_ordinary_
     data = _request(nbd.CMD_READ, 1, 0, 512) + _request(nbd.CMD_READ, 2, 512, 512)
     replies = _replies(await _talk(Export("", Checked(source)), data), {1: 512, 2: 512})
     assert replies == {1: (0, bytes(source.content[:512])), 2: (0, bytes(source.content[512:1024]))}
-    assert "unexpected error" in caplog.text
+    assert "requests that came together failed" in caplog.text

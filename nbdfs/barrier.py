@@ -1,4 +1,4 @@
-"""The barrier of this front end: whatever is raised behind it becomes the errno of one request."""
+"""The barrier of a front end: whatever is raised behind it becomes the errno of one request."""
 
 from __future__ import annotations
 
