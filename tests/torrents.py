@@ -89,6 +89,12 @@ class Seeder:
         """Bytes of pieces that went out."""
         return int(self.handle.status().total_payload_upload)
 
+    def link(self, tracker: str = "") -> str:
+        """A magnet link by the hash of the oldest version that the torrent has."""
+        hashes = self.handle.info_hashes()
+        topic = f"btih:{hashes.v1}" if hashes.has_v1() else f"btmh:1220{hashes.v2}"
+        return f"magnet:?xt=urn:{topic}&tr={tracker}&x.pe=127.0.0.1:{self.port}"
+
     def close(self) -> None:
         del self.handle
         del self.session

@@ -33,22 +33,14 @@ _INTRODUCTION = 0.2  # seconds: whoever meets a peer looks at it within 0.1 s, a
 _DESERTED = 30.0  # seconds
 _PATIENCE = 5.0  # seconds until a reader that is not met in the circle is none
 _INVITE_EVERY = 3.0  # seconds
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0  # seconds between attempts to make what cannot be made yet
 
 
 class _Expected:
-    """A reader that is to come into the circle: met `since`."""
+    """A reader that is to come into the circle: met `since`, and to be invited when it is `due`."""
 
     def __init__(self, now: float) -> None:
         self.since = now
-        self._next = now + _INTRODUCTION
-
-    def is_due(self, now: float) -> bool:
-        """Whether it is to be invited, which is taken to be done then."""
-        due = self._next <= now
-        if due:
-            self._next = now + _INVITE_EVERY
-        return due
+        self.due = now + _INTRODUCTION
 
 
 class Circle:
@@ -56,13 +48,12 @@ class Circle:
 
     def __init__(self, main: Membership, params: Any, options: Any) -> None:
         self.status: Any = None
+        self.lacking = trio.Event()  # the torrent cannot be made for lack of hashes, see `learn`
         self._membership = Membership(
             main.session, main.cache, main.metainfo, replace(options, dht=False, lsd=False, pex=False)
         )
         self._params = params
         self._expected: dict[bytes, _Expected] = {}
-        self._not_before = 0.0  # when to try next to make the torrent,
-        self._pause = _FIRST_PAUSE  # and how long to wait if that is in vain
         self._last_met = 0.0  # when there last was a reader
 
     @property
@@ -82,24 +73,35 @@ class Circle:
     def meet(self, readers: Iterable[Any], here: bytearray) -> list[bytes]:
         """These peers of the torrent are readers; we have these pieces.  Gives those that are yet to come."""
         now = trio.current_time()
-        if now < self._not_before:
-            return []
         readers = list(readers)
         present = {peer.pid.to_bytes() for peer in self.peers()}
         absent = {peer.pid.to_bytes(): peer for peer in readers if peer.pid.to_bytes() not in present}
         self._expected = {name: self._expected.get(name) or _Expected(now) for name in absent}
         if readers or present:
             self._last_met = now
-        outgoing = [name for name, peer in absent.items() if peer.flags & libtorrent.peer_info.outgoing_connection]
-        due = [absent[name].ip for name in outgoing if self._expected[name].is_due(now)]
-        if due and not present:
-            self._join(here, due)
-        elif due:
-            for address in due:
-                self.handle.connect_peer(address)
-        elif len(outgoing) < len(absent) and not self.handle:
-            self._join(here, [])
+        if not self.lacking.is_set():
+            self._invite(absent, now, here, alone=not present)
         return [name for name, expected in self._expected.items() if now - expected.since < _PATIENCE]
+
+    def learn(self, resume: bytes) -> None:
+        """Resume data of the torrent may have the hashes that were lacking."""
+        self.lacking = trio.Event()
+        if resume:
+            self._params = libtorrent.read_resume_data(resume)
+
+    def _invite(self, absent: dict[bytes, Any], now: float, here: bytearray, alone: bool) -> None:
+        """Connect to readers that are not in the circle, if we made the connection in the torrent and they are due."""
+        outgoing = [name for name, peer in absent.items() if peer.flags & libtorrent.peer_info.outgoing_connection]
+        due = [name for name in outgoing if self._expected[name].due <= now]
+        addresses = [absent[name].ip for name in due]
+        if alone and (due or (len(outgoing) < len(absent) and not self.handle)):
+            self._join(here, addresses)
+        else:
+            for address in addresses:
+                self.handle.connect_peer(address)
+        if not self.lacking.is_set():
+            for name in due:
+                self._expected[name].due = now + _INVITE_EVERY
 
     def _join(self, here: bytearray, peers: list[Any]) -> None:
         """Make the torrent, in which we have these pieces.  libtorrent connects at once to peers that it comes with.
@@ -114,9 +116,8 @@ class Circle:
             self.abandon()
             self._membership.join(params, [0] * len(here))
         except (RuntimeError, SourceError) as error:  # hashes of a v2 magnet link that are not known yet
-            self._not_before = trio.current_time() + self._pause
-            self._pause = min(2 * self._pause, _LONGEST_PAUSE)
-            log.debug("torrent: pieces are not shared out among readers yet: %s", error)
+            log.debug("torrent: readers do not meet yet: %s", error)
+            self.lacking.set()
 
     def abandon(self) -> None:
         """Take the torrent out of the session.  What it still tells is of no interest."""

@@ -12,6 +12,7 @@ import logging
 from typing import Any
 
 import libtorrent
+import trio
 
 from nbdfs.backends.torrent.cache import Cache
 from nbdfs.backends.torrent.layout import names
@@ -36,6 +37,7 @@ class Membership:
         self.metainfo = metainfo
         self._options = options
         self._resume = b""
+        self._saving = trio.Lock()
 
     def join(self, params: Any, priorities: list[int]) -> None:
         """Put the torrent into the session."""
@@ -75,10 +77,12 @@ class Membership:
 
     async def resume_data(self) -> bytes:
         """libtorrent's present resume data; nothing if it does not come in time."""
-        self._resume = b""
-        handle, alert = self.handle, libtorrent.save_resume_data_alert
-        await self.session.wait_for(alert, lambda: handle.save_resume_data(_SAVE_INFO), _SAVE_TIMEOUT)
-        return self._resume
+        async with self._saving:
+            self._resume = b""
+            alert = libtorrent.save_resume_data_alert
+            if handle := self.handle:
+                await self.session.wait_for(alert, lambda: handle.save_resume_data(_SAVE_INFO), _SAVE_TIMEOUT)
+            return self._resume
 
     def on_resume_data(self, alert: Any) -> None:
         """libtorrent has made resume data."""

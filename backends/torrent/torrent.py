@@ -40,6 +40,7 @@ _REST = 10  # times as long as such a look takes: many peers have many pieces
 _SAVE_EVERY = 60  # ticks
 _TOO_LONELY = 5  # ticks without a peer, though some are known, after which the torrent joins anew
 _VERIFY_TIMEOUT = 2.0  # seconds
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 30.0  # seconds between looks at what hashes are known
 
 
 class Torrent:
@@ -116,6 +117,7 @@ class Torrent:
             nursery.start_soon(self._keep_house)
             nursery.start_soon(self._handover.run)
             nursery.start_soon(self._greet)
+            nursery.start_soon(self._learn)
             if self.room.limit:
                 nursery.start_soon(self.room.keep, self.pieces.claims, self._drop)
 
@@ -167,6 +169,15 @@ class Torrent:
                     if not self.pieces.waiting:
                         self._glance()
                     await trio.sleep(_GLANCE)
+
+    async def _learn(self) -> None:
+        """See what hashes libtorrent has been told when the circle lacks some."""
+        pause = _FIRST_PAUSE
+        while True:
+            await self._circle.lacking.wait()
+            self._circle.learn(await self._membership.resume_data())
+            await trio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
 
     def _glance(self) -> None:
         """Have libtorrent tell how things are."""

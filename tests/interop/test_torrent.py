@@ -68,10 +68,7 @@ async def test_magnet_links_get_their_metadata_from_peers(tmp_path: Path, versio
     write_files(tmp_path, FILES)
     torrent = make_torrent(tmp_path, "many", version=version)
     with seeding(torrent, tmp_path) as seeder:
-        hashes = seeder.handle.info_hashes()
-        topic = f"urn:btmh:1220{hashes.v2}" if version == "v2" else f"urn:btih:{hashes.v1}"
-        link = f"magnet:?xt={topic}&x.pe=127.0.0.1:{seeder.port}"
-        async with open_stack(f"torrent,{ALONE},timeout=60,file=sub/disk.img:{link}") as source:
+        async with open_stack(f"torrent,{ALONE},timeout=60,file=sub/disk.img:{seeder.link()}") as source:
             assert await read(source, 0, SIZE) == FILES["many/sub/disk.img"]
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
+import libtorrent
 import pytest
 import trio
 
@@ -17,15 +19,16 @@ from tests.torrents import ALONE, PIECE, VERSIONS, Seeder, Tracker, make_torrent
 SECONDS = 60.0
 READERS = 8
 CHUNK = 128 << 10
-LARGE = 256 << 10  # a piece
+MEDIUM, LARGE = 64 << 10, 256 << 10  # pieces
+MOST = 1.35  # images
 FILES = {"many/a": noise(5 * PIECE + 77, 2), "many/b": noise(100, 3), "many/c": noise(9 * PIECE, 4)}
 
 
 class Crowd:
     """Readers that start together, each as soon as it is up, or one after the other."""
 
-    def __init__(self, torrent: Path, content: bytes, seeder: Seeder, start: str) -> None:
-        self._torrent = torrent
+    def __init__(self, torrent: Path | str, content: bytes, seeder: Seeder, start: str) -> None:
+        self._torrent = torrent  # or a magnet link
         self._content = content
         self._seeder = seeder
         self._start = start
@@ -83,7 +86,39 @@ async def test_eight_readers_ask_a_slow_seeder_for_hardly_more_than_one_image(
     torrent = make_torrent(tmp_path, "disk.img", tracker=tracker.url, piece=length)
     with seeding(torrent, tmp_path, upload_limit=1 << 20) as seeder:
         await Crowd(torrent, content, seeder, start).read()
-        assert seeder.sent <= 1.35 * len(content)
+        assert seeder.sent <= MOST * len(content)
+
+
+MAGNETS = [
+    pytest.param(version, start, marks=[] if (version, start) == ("v2", "as they come") else [pytest.mark.long])
+    for version in VERSIONS
+    for start in STARTS
+]
+
+
+@pytest.mark.parametrize(("version", "start"), MAGNETS)
+async def test_eight_readers_of_a_magnet_link_ask_a_slow_seeder_for_hardly_more_than_one_image(
+    tmp_path: Path, tracker: Tracker, version: str, start: str
+) -> None:
+    content = noise(16 * MEDIUM)
+    write_files(tmp_path, {"disk.img": content})
+    torrent = make_torrent(tmp_path, "disk.img", version=version, tracker=tracker.url, piece=MEDIUM)
+    with seeding(torrent, tmp_path, upload_limit=1 << 20) as seeder:
+        await Crowd(seeder.link(tracker.url), content, seeder, start).read()
+        assert seeder.sent <= MOST * len(content)
+
+
+@pytest.mark.long
+async def test_readers_of_a_torrent_without_its_hashes_get_them_from_peers(tmp_path: Path, tracker: Tracker) -> None:
+    content = noise(16 * MEDIUM)
+    write_files(tmp_path, {"disk.img": content})
+    torrent = make_torrent(tmp_path, "disk.img", version="v2", tracker=tracker.url, piece=MEDIUM)
+    bare: Any = libtorrent.bdecode(torrent.read_bytes())
+    del bare[b"piece layers"]
+    (tmp_path / "bare.torrent").write_bytes(libtorrent.bencode(bare))
+    with seeding(torrent, tmp_path, upload_limit=1 << 20) as seeder:
+        await Crowd(tmp_path / "bare.torrent", content, seeder, "as they come").read()
+        assert seeder.sent <= MOST * len(content)
 
 
 @asynccontextmanager
