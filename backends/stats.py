@@ -12,13 +12,18 @@ from dataclasses import dataclass
 from io import FileIO
 from typing import TypeVar
 
+import trio
+
 from nbdfs.around import OPERATIONS, AroundLayer, Request
 from nbdfs.errors import UserError
+from nbdfs.outbox import write_all
 from nbdfs.registry import BOOLEAN, PATH, LayerDriver, OpenContext, option
 from nbdfs.source import Source
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
+
+_PATIENCE = 1.0  # seconds to take the figures
 
 
 class Figures:
@@ -106,15 +111,27 @@ async def _open(below: Source, options: StatsOptions, context: OpenContext) -> A
         file = FileIO(options.file or sys.stderr.fileno(), "a" if options.append else "w", closefd=bool(options.file))
     except OSError as error:
         raise UserError(f"stats: cannot write {options.file}: {error.strerror}") from error
-    with file:
-        stats = Stats(below)
+    stats = Stats(below)
+    try:
+        yield stats
+    finally:
+        await _tell(file, "".join(f"{line}\n" for line in stats.report()).encode())
+
+
+async def _tell(file: FileIO, text: bytes) -> None:
+    """Write the figures where somebody takes them in time, which who has stopped his terminal does not."""
+    with trio.move_on_after(_PATIENCE, shield=True) as scope:
         try:
-            yield stats
-        finally:
-            try:
-                file.write("".join(f"{line}\n" for line in stats.report()).encode())
-            except OSError as error:
-                log.warning("the figures of stats are lost: %s", error.strerror)
+            await trio.to_thread.run_sync(_write_and_close, file, text, abandon_on_cancel=True)
+        except OSError as error:
+            log.warning("the figures of stats are lost: %s", error.strerror)
+    if scope.cancelled_caught:
+        log.warning("the figures of stats are lost: nobody took them within %g s", _PATIENCE)
+
+
+def _write_and_close(file: FileIO, text: bytes) -> None:
+    with file:
+        write_all(file.fileno(), text)
 
 
 DRIVER = LayerDriver("stats", "counts and times of requests, told when it closes", StatsOptions, open=_open)

@@ -3,6 +3,7 @@
 The journal is spoken to in its own protocol (systemd.io, "Native Journal Protocol"), with fields to search for.
 Where standard error leads to the journal anyway, each line of text is marked with its priority (sd-daemon(3)).
 In the background, with no file to log to, it is the journal or syslog(3).
+Whoever logs never waits for it to be written: see `nbdfs.outbox`.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ import os
 import struct
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, TextIO
 
 from nbdfs.errors import UserError, printable, reason
+from nbdfs.outbox import Outbox, write_all, write_bytes
 
 FORMATS = ("text", "json", "journal")
 
@@ -31,7 +34,7 @@ _PRIORITIES = {
     logging.ERROR: 3,
     logging.CRITICAL: 2,
 }  # syslog(3)
-_PATIENCE = 0.2  # seconds that the system gets to take a record: whoever logs has others waiting
+_PATIENCE = 0.2  # seconds that the system gets to take a record: others wait behind it
 _MOST_DATAGRAM = 64 << 10  # bytes; far below what a socket takes
 
 
@@ -44,13 +47,20 @@ def set_up(verbose: int, form: str = "text", file: str = "") -> None:
 def leave_terminal() -> None:
     """From now on log to the journal, else to syslog, else nowhere, if it was to standard error: that will be gone."""
     root = logging.getLogger()
-    if any(type(handler) is not logging.StreamHandler for handler in root.handlers):
+    if any(not isinstance(handler, StreamLog) for handler in root.handlers):
         return
+    flush()
     root.handlers[:] = [logging.NullHandler()]
     for kind in (JournalHandler, SyslogHandler):
         with contextlib.suppress(OSError):
             root.handlers[:] = [kind()]
             return
+
+
+def flush() -> None:
+    """Have what was logged so far written, if that can be done in a bounded time.  No thread is left then."""
+    for handler in logging.getLogger().handlers:
+        handler.flush()
 
 
 def _handler(form: str, file: str) -> logging.Handler:
@@ -62,16 +72,11 @@ def _handler(form: str, file: str) -> logging.Handler:
                 f"there is no journal ({_JOURNAL}: {error.strerror}): choose another --log-format"
             ) from error
     try:
-        handler = _file_handler(file) if file else logging.StreamHandler()
+        handler: QueuedHandler = FileLog(file) if file else StreamLog(sys.stderr)
     except OSError as error:
         raise UserError(f"cannot log to {file}: {error.strerror}") from error
     handler.setFormatter(JsonFormatter() if form == "json" else _text(bool(file)))
     return handler
-
-
-def _file_handler(file: str) -> logging.Handler:
-    """A log in a file is UTF-8 whatever the locale; names that are not are escaped."""
-    return logging.FileHandler(file, encoding="utf-8", errors="backslashreplace")
 
 
 def _text(stamped: bool) -> logging.Formatter:
@@ -113,7 +118,89 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(fields, ensure_ascii=True)
 
 
-class SystemHandler(logging.Handler, abc.ABC):
+class Entry(NamedTuple):
+    """A record on its way."""
+
+    data: bytes  # as it is written
+    said: str  # its message
+
+
+class QueuedHandler(logging.Handler, abc.ABC):
+    """Has records written by another thread."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._outbox = Outbox(self.write, self._lost)
+
+    @abc.abstractmethod
+    def data(self, record: logging.LogRecord) -> bytes:
+        """A record as it is written."""
+
+    @abc.abstractmethod
+    def write(self, entries: Sequence[Entry]) -> None:
+        """Write records.  Raises OSError if they are lost."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            entry = self._entry(record)
+        except (TypeError, ValueError):  # a message and arguments that do not fit together
+            self.handleError(record)
+        else:
+            self._outbox.put(entry, len(entry.data))
+
+    def flush(self) -> None:
+        self._outbox.flush()
+
+    def close(self) -> None:
+        if self._outbox.flush():
+            self.release_descriptor()
+        super().close()
+
+    def release_descriptor(self) -> None:
+        """Close what only `write` uses."""
+
+    def _entry(self, record: logging.LogRecord) -> Entry:
+        return Entry(self.data(record), record.getMessage())
+
+    def _lost(self, count: int) -> Entry:
+        lost = logging.makeLogRecord({"name": __name__, "levelno": logging.WARNING, "levelname": "WARNING"})
+        lost.msg = f"{count} lines of the log are lost: they came faster than they could be written"
+        return self._entry(lost)
+
+
+class StreamLog(QueuedHandler):
+    """Writes lines to standard error."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        self._stream = stream
+        self._encoding = stream.encoding or "utf-8"
+
+    def data(self, record: logging.LogRecord) -> bytes:
+        return f"{self.format(record)}\n".encode(self._encoding, "backslashreplace")
+
+    def write(self, entries: Sequence[Entry]) -> None:
+        write_bytes(self._stream, b"".join(entry.data for entry in entries))
+
+
+class FileLog(QueuedHandler):
+    """Adds lines to a file, in UTF-8 whatever the locale; names that are not are escaped.  Raises OSError."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+
+    def data(self, record: logging.LogRecord) -> bytes:
+        return f"{self.format(record)}\n".encode(errors="backslashreplace")
+
+    def write(self, entries: Sequence[Entry]) -> None:
+        write_all(self._descriptor, b"".join(entry.data for entry in entries))
+
+    def release_descriptor(self) -> None:
+        os.close(self._descriptor)
+
+
+class SystemHandler(QueuedHandler):
     """Sends records to a datagram socket of the system; what `called` does not take (it is being restarted, say) goes
     to standard error.  Raises OSError if nobody listens there."""
 
@@ -128,21 +215,17 @@ class SystemHandler(logging.Handler, abc.ABC):
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.settimeout(_PATIENCE)
 
-    @abc.abstractmethod
-    def message(self, record: logging.LogRecord) -> bytes:
-        """The datagram for a record."""
+    def write(self, entries: Sequence[Entry]) -> None:
+        for entry in entries:
+            try:
+                # By its name each time: a service that was restarted has a new socket.
+                self._socket.sendto(entry.data, self._path)
+            except OSError as error:
+                said = f"nbdfs: {entry.said} ({self._called} does not take it: {reason(error)})"
+                write_bytes(sys.stderr, f"{printable(said)}\n".encode(errors="backslashreplace"))
 
-    def emit(self, record: logging.LogRecord) -> None:
-        try:
-            # By its name each time: a service that was restarted has a new socket.
-            self._socket.sendto(self.message(record), self._path)
-        except OSError as error:
-            said = f"nbdfs: {record.getMessage()} ({self._called} does not take it: {reason(error)})"
-            sys.stderr.write(f"{printable(said)}\n")
-
-    def close(self) -> None:
+    def release_descriptor(self) -> None:
         self._socket.close()
-        super().close()
 
 
 class JournalHandler(SystemHandler):
@@ -151,7 +234,7 @@ class JournalHandler(SystemHandler):
     def __init__(self) -> None:
         super().__init__(_JOURNAL, "the journal")
 
-    def message(self, record: logging.LogRecord) -> bytes:
+    def data(self, record: logging.LogRecord) -> bytes:
         fields = {
             "MESSAGE": record.getMessage(),
             "PRIORITY": str(_priority(record)),
@@ -173,7 +256,7 @@ class SyslogHandler(SystemHandler):
     def __init__(self) -> None:
         super().__init__(_SYSLOG, "syslog")
 
-    def message(self, record: logging.LogRecord) -> bytes:
+    def data(self, record: logging.LogRecord) -> bytes:
         text = f"<{_DAEMON | _priority(record)}>nbdfs[{record.process}]: {printable(record.getMessage())}"
         return text.encode()[:_MOST_DATAGRAM]
 

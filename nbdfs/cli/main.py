@@ -77,6 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             status = _dispatch(words)
         finally:
+            logs.flush()
             sys.stdout.flush()
     except* UserError as group:
         for error in leaves(group):

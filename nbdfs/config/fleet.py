@@ -23,6 +23,7 @@ from nbdfs.config.commands import Command
 from nbdfs.config.files import Config, chosen_file, current
 from nbdfs.errors import UserError, reason
 from nbdfs.nursery import serving_nursery
+from nbdfs.outbox import Outbox, write_bytes
 from nbdfs.undo import unless_done
 
 log = logging.getLogger(__name__)
@@ -35,9 +36,12 @@ _END_TIMEOUT = 100.0  # seconds for flushing and closing everything; then a proc
 class Child:
     """The process of a mount or server.  What it prints goes to our standard error, with its name."""
 
-    def __init__(self, command: Command, frame: tuple[object, ...], folder: str, verbose: int) -> None:
+    def __init__(
+        self, command: Command, frame: tuple[object, ...], folder: str, verbose: int, printed: Outbox[bytes]
+    ) -> None:
         """Start it.  `frame` is what it cannot take over while it runs.  Raises OSError if there can be no process."""
         self.label = f"[{command.kind}.{command.name}]"
+        self._printed = printed
         self.frame = frame
         self.up = False
         self.settled = trio.Event()  # it is up, or has failed
@@ -103,8 +107,7 @@ class Child:
         printed.set()
 
     def _say(self, line: bytes) -> None:
-        sys.stderr.write(f"{self.label} {line.decode(errors='replace')}\n")
-        sys.stderr.flush()
+        self._printed.put(b"%s %s\n" % (self.label.encode(), line), len(line))
 
 
 class Fleet:
@@ -115,6 +118,7 @@ class Fleet:
         self._nursery = nursery
         self._folder = folder
         self._verbose = verbose
+        self._printed = Outbox(_print, _lost)
         self._children: dict[str, Child] = {}
         self._turn = trio.Lock()  # held while children are ended to be started again
         self.failed = False  # whether one of them has
@@ -172,13 +176,14 @@ class Fleet:
         async with trio.open_nursery() as nursery:
             for name in list(self._children):
                 nursery.start_soon(self._stop, name)
+        self._printed.flush()
 
     def _wanted(self, config: Config) -> dict[str, Command]:
         return {name: config.command(name) for name in self._names} or dict(config.commands)
 
     def _start(self, config: Config, command: Command) -> None:
         try:
-            child = Child(command, _frame(config, command), self._folder, self._verbose)
+            child = Child(command, _frame(config, command), self._folder, self._verbose, self._printed)
         except OSError as error:
             self.failed = True
             log.error("[%s.%s] cannot be started: %s", command.kind, command.name, reason(error))
@@ -214,6 +219,14 @@ async def fleet(names: Sequence[str], verbose: int) -> AsyncIterator[Fleet]:
                 yield processes
             finally:
                 await processes.stop()
+
+
+def _print(lines: Sequence[bytes]) -> None:
+    write_bytes(sys.stderr, b"".join(lines))
+
+
+def _lost(count: int) -> bytes:
+    return b"%d lines of mounts and servers are lost: they came faster than they could be written\n" % count
 
 
 def _frame(config: Config, command: Command) -> tuple[object, ...]:

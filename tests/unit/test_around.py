@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import os
 import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -178,6 +180,23 @@ async def test_stats_that_cannot_be_written_are_told(caplog: pytest.LogCaptureFi
     async with open_stack("stats,file=/dev/full::null:1M"):
         pass
     assert caplog.messages == ["the figures of stats are lost: No space left on device"]
+
+
+async def test_stats_that_nobody_takes_hold_up_no_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As on a terminal that was stopped."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reading = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    writing = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writing, bytes(512))
+    with trio.fail_after(20):
+        async with open_stack(f"stats,file={pipe}::null:1M"):
+            pass
+    assert caplog.messages == ["the figures of stats are lost: nobody took them within 1 s"]
+    os.close(reading)
+    os.close(writing)
 
 
 async def test_stats_to_standard_error(capfd: pytest.CaptureFixture[str]) -> None:

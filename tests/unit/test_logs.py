@@ -44,6 +44,7 @@ def test_text_in_a_file_is_one_stamped_line(tmp_path: Path) -> None:
     logs.set_up(0, "text", str(file))
     log.warning("a server sent %s", "two\nlines")
     log.info("not worth a line without -v")
+    logs.flush()
     (line,) = file.read_text().splitlines()
     assert line.endswith(r" nbdfs: a server sent two\nlines")
     assert line[:4].isdigit()
@@ -57,6 +58,7 @@ def test_json_is_one_object_a_line(tmp_path: Path) -> None:
         raise ValueError("a fault of ours")
     except ValueError:
         log.exception("failed")
+    logs.flush()
     first, second = map(json.loads, file.read_text().splitlines())
     assert (first["level"], first["logger"], first["pid"]) == ("info", "nbdfs.test", os.getpid())
     assert first["message"] == 'a quoted "line"\nand more \udcff'
@@ -68,6 +70,7 @@ def test_json_is_one_object_a_line(tmp_path: Path) -> None:
 def test_a_traceback_with_a_name_that_is_no_utf_8(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     logs.set_up(0, file=str(tmp_path / "log"))
     log.error("a fault", exc_info=ValueError("caf\udce9 \u20ac"))
+    logs.flush()
     assert "ValueError: caf\\udce9 \u20ac" in (tmp_path / "log").read_text()
     assert capsys.readouterr().err == ""
 
@@ -137,6 +140,7 @@ def test_a_journal_that_was_restarted_is_found_again(
     path = journal.getsockname()
     journal.close()
     log.warning("nobody listens")
+    logs.flush()
     assert "nbdfs: nobody listens (the journal does not take it" in capsys.readouterr().err
     os.unlink(path)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as new:
@@ -154,6 +158,7 @@ def test_a_journal_that_takes_nothing_holds_up_nobody(
         while True:
             other.sendto(b"MESSAGE=x\n", journal.getsockname())
     log.warning("it is full")
+    logs.flush()
     assert "nbdfs: it is full (the journal does not take it: timed out)" in capsys.readouterr().err
 
 
@@ -177,6 +182,7 @@ def test_standard_error_that_leads_to_the_journal_has_priorities(
             logs.set_up(1)
             log.warning("careful")
             log.info("by the way")
+            logs.flush()
         finally:
             os.dup2(saved, 2)
             os.close(saved)
@@ -189,6 +195,7 @@ def test_a_stream_that_is_not_ours_gets_none(
     monkeypatch.setenv("JOURNAL_STREAM", "1:2")
     logs.set_up(0)
     log.warning("careful")
+    logs.flush()
     assert capsys.readouterr().err == "nbdfs: careful\n"
 
 
@@ -210,6 +217,7 @@ def test_without_a_terminal_the_journal_is_told(system: dict[str, socket.socket]
     logs.set_up(0)
     logs.leave_terminal()
     log.warning("a disk is full")
+    logs.flush()
     assert b"MESSAGE=a disk is full\n" in system["_JOURNAL"].recv(4096)
 
 
@@ -218,6 +226,7 @@ def test_without_a_journal_syslog_is_told(system: dict[str, socket.socket]) -> N
     logs.set_up(1)
     logs.leave_terminal()
     log.info("a client\nsays so")
+    logs.flush()
     assert system["_SYSLOG"].recv(4096).rstrip(b"\0") == f"<30>nbdfs[{os.getpid()}]: a client\\nsays so".encode()
 
 
@@ -227,6 +236,7 @@ def test_with_neither_nothing_is_logged(system: dict[str, socket.socket], capsys
     logs.set_up(0)
     logs.leave_terminal()
     log.warning("nobody hears this")
+    logs.flush()
     assert capsys.readouterr().err == ""
 
 
@@ -234,6 +244,7 @@ def test_a_log_of_its_own_stays(system: dict[str, socket.socket], tmp_path: Path
     logs.set_up(0, "text", str(tmp_path / "log"))
     logs.leave_terminal()
     log.warning("a disk is full")
+    logs.flush()
     assert "a disk is full" in (tmp_path / "log").read_text()
     with pytest.raises(BlockingIOError):
         system["_JOURNAL"].recv(4096)
