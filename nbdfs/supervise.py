@@ -13,12 +13,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 import trio
 
+from nbdfs import logs
 from nbdfs.errors import UserError, reason
 from nbdfs.undo import unless_done
 
 Stopped = Callable[[], Awaitable[int]]  # returns the number of the signal that asks to stop, once one has come
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def background(leaving: Callable[[], None] = lambda: None) -> Callable[[], None]:
@@ -29,6 +30,7 @@ def background(leaving: Callable[[], None] = lambda: None) -> Callable[[], None]
     group: while an automount waits, autofs lets nobody but the group of the automounter reach the mount point.
     `leaving` is called just before the terminal is given up.
     """
+    logs.flush()  # in one process only, and by a thread
     reading, writing = os.pipe()
     child = os.fork()
     if child:
@@ -58,11 +60,14 @@ def stop_requests() -> Iterator[Stopped]:
     """While the block runs a stop signal does not end the process; what is given here returns its number.
 
     After that none does any more: the process is on its way out, and what it cleans up at the end it shall clean up.
+    A SIGHUP that is ignored, as nohup(1) has it, stays so; `reload_requests` inside the block takes it for itself.
     """
     asked = False
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in STOP_SIGNALS}
+    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    numbers = [number for number in STOP_SIGNALS if not (ignored and number == signal.SIGHUP)]
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
     try:
-        with trio.open_signal_receiver(*STOP_SIGNALS) as signals:
+        with trio.open_signal_receiver(*numbers) as signals:
 
             async def stopped() -> int:
                 nonlocal asked

@@ -2,7 +2,7 @@
 
 NAME alone is a mount of the configuration, [mount.NAME]; at SIGHUP and `nbdfs reload` changes of its files are applied.
 FILE is created if it is not there, and removed again at the end.  The command stays in the foreground
-until it is stopped (Ctrl-C, SIGTERM) or FILE is unmounted; all is flushed then.
+until it is stopped (Ctrl-C, SIGTERM, its terminal closed) or FILE is unmounted; all is flushed then.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 NAME alone, where there is no such file, is a server of the configuration, [serve.NAME]; at SIGHUP and `nbdfs reload`
 changes of its files are applied.
 Without an address it listens on localhost, port 10809, or on the sockets that systemd hands over.  The URI at
-which it is reached is printed.  It stays in the foreground until it is stopped (Ctrl-C, SIGTERM).
+which it is reached is printed.  It stays in the foreground until it is stopped (Ctrl-C, SIGTERM, its terminal closed).
 """
 
 from __future__ import annotations

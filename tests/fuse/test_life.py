@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,7 @@ def test_run(mount: Mounter) -> None:
     assert not Path(done.stderr.strip()).exists()
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize(
     ("script", "status"),
     [
@@ -111,15 +113,43 @@ def test_run(mount: Mounter) -> None:
         ("trap 'exit 7' TERM; echo {}; while :; do sleep .1; done", 7),
     ],
 )
-def test_run_ends_its_command_with_it(mount: Mounter, script: str, status: int) -> None:
+def test_run_ends_its_command_with_it(mount: Mounter, script: str, status: int, number: signal.Signals) -> None:
     words = nbdfs("run", "memory:1M", "--", "sh", "-c", script)
     with subprocess.Popen([*mount.prefix, *words], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         file = Path(process.stdout.readline().strip())
-        process.terminate()
+        process.send_signal(number)
         assert process.wait(SECONDS) == status
     assert not is_mounted(file)
     assert not file.exists()
+
+
+def test_a_mount_below_nohup_outlives_its_terminal(mount: Mounter) -> None:
+    mounter = Mounter(mount.folder, [*mount.prefix, "nohup"], mount.options)
+    mounted = mounter("memory:1M")
+    try:
+        mounted.process.send_signal(signal.SIGHUP)
+        time.sleep(0.5)
+        assert mounted.process.poll() is None
+        assert mounted.stop() == 0
+    finally:
+        mounter.end_all()
+
+
+def test_a_reader_of_the_log_that_stopped_holds_up_no_request(mount_data_plane: Mounter) -> None:
+    mounted = mount_data_plane("log::pattern:64M", "-v")
+
+    def read() -> None:
+        with mounted.file.open("rb", buffering=0) as disk:
+            os.posix_fadvise(disk.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+            for number in range(SIZE // BLOCK):
+                assert os.pread(disk.fileno(), BLOCK, 4 * number * BLOCK)
+
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(mount_data_plane.do, read).result(SECONDS)
+    began = time.monotonic()
+    assert mounted.stop() == 0
+    assert time.monotonic() - began < SECONDS / 2
 
 
 def test_idle_mount_takes_no_cpu(mount: Mounter) -> None:

@@ -301,7 +301,7 @@ def test_nothing_can_be_created(mount: Mounter) -> None:
     mount.do(look)
 
 
-@pytest.mark.parametrize("way", ["SIGTERM", "SIGINT", "umount"])
+@pytest.mark.parametrize("way", ["SIGTERM", "SIGINT", "SIGHUP", "umount"])
 def test_end(mount: Mounter, way: str) -> None:
     image = mount.folder / "image"
     mount.do(lambda: image.write_bytes(bytes(SIZE)))
