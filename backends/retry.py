@@ -11,7 +11,7 @@ from typing import TypeVar
 import trio
 
 from nbdfs.around import AroundLayer, Request
-from nbdfs.errors import SourceError, UsageError
+from nbdfs.errors import SourceError, UsageError, reason
 from nbdfs.registry import DURATION, INTEGER, LayerDriver, OpenContext, option
 from nbdfs.source import Source
 
@@ -54,7 +54,7 @@ class Retry(AroundLayer):
                     raise
                 log.warning(
                     "%s: %s at %d: %s; attempt %d follows in %g s",
-                    self.info.description, request.operation, request.offset, error, attempt + 1, delay,
+                    self.info.description, request.operation, request.offset, reason(error), attempt + 1, delay,
                 )  # fmt: skip
             await trio.sleep(delay)
             self._retries += 1

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import trio
 
 from nbdfs.checked import Checked
-from nbdfs.errors import UsageError, UserError
+from nbdfs.errors import UsageError, UserError, reason
 from nbdfs.export import Export
 from nbdfs.registry import OpenContext
 from nbdfs.source import CLOSE_TIMEOUT, Source
@@ -139,7 +139,7 @@ class OpenSources:
             try:
                 await export.source.flush()
             except OSError as error:
-                failure = str(error)
+                failure = reason(error)
             else:
                 return
         log.error("%s: the last flush failed, data may be lost: %s", export.description, failure)

@@ -18,6 +18,7 @@ from nbdfs.backends.torrent.circle import Circle
 from nbdfs.backends.torrent.layout import Layout
 from nbdfs.backends.torrent.membership import Membership
 from nbdfs.backends.torrent.pieces import Pieces
+from nbdfs.errors import reason
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +94,7 @@ class Handover:
         try:
             return b"" if handle.have_piece(piece) else self._content(piece)
         except (OSError, RuntimeError) as error:  # a file that cannot be read, a torrent that has just left
-            log.info("torrent: piece %d is not handed over: %s", piece, error)
+            log.info("torrent: piece %d is not handed over: %s", piece, reason(error))
             return b""
 
     def _content(self, piece: int) -> bytes:

@@ -18,6 +18,7 @@ from nbdfs.backends.torrent.cache import Cache
 from nbdfs.backends.torrent.layout import names
 from nbdfs.backends.torrent.metainfo import Metainfo
 from nbdfs.backends.torrent.session import Session
+from nbdfs.errors import reason
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +93,7 @@ class Membership:
                 self.cache.save(self._resume)
                 self.unsaved = False
             except OSError as error:
-                log.warning("torrent: cannot keep the resume data: %s", error)
+                log.warning("torrent: cannot keep the resume data: %s", reason(error))
 
 
 def resumed(data: bytes, fresh: Any) -> Any:

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple, Protocol
 
+from nbdfs.errors import reason
 from nbdfs.ranges import RangeSet, align_down, align_up, pieces
 from nbdfs.source import HOLE, ZERO, Caps, Extent, SourceInfo
 
@@ -108,7 +109,7 @@ class Planner:
         try:
             found = await self._source.extents(start, length)
         except OSError as error:
-            log.warning("the extents of the source cannot be read, all of it is taken as data: %s", error)
+            log.warning("the extents of the source cannot be read, all of it is taken as data: %s", reason(error))
             self._extents = False
             return await self._source_extents(start)
         end = found[-1].offset + found[-1].length
@@ -172,6 +173,6 @@ class Planner:
                 known.extend(await self._destination.extents(at, self._at - at))
                 return known[0]
             except OSError as error:
-                log.info("the extents of the destination cannot be read: %s", error)
+                log.info("the extents of the destination cannot be read: %s", reason(error))
                 self._destination = None
         return Extent(at, self._size - at, 0)

@@ -19,6 +19,7 @@ from collections.abc import Callable
 
 import trio
 
+from nbdfs.errors import reason
 from nbdfs.fuse import wire
 from nbdfs.fuse.wire import InitFlag, InitReply, InitRequest, Opcode
 
@@ -103,7 +104,7 @@ class ControlLink:
         try:
             os.write(self._device, reply)
         except OSError as failure:
-            log.debug("the kernel did not want a reply: %s", failure)
+            log.debug("the kernel did not want a reply: %s", reason(failure))
 
     def _for_libfuse(self, message: memoryview) -> memoryview:
         """INIT as libfuse must see it: an older kernel, and one that cannot splice (it would splice our socket)."""

@@ -18,7 +18,7 @@ import pyfuse3
 import trio
 
 from nbdfs import libc
-from nbdfs.errors import UserError
+from nbdfs.errors import UserError, reason
 from nbdfs.fuse import mounting, wire
 from nbdfs.fuse.control_link import ControlLink
 from nbdfs.fuse.controlplane import ControlPlane
@@ -213,7 +213,7 @@ async def _detach(session: Session) -> None:
                 else:
                     await session.invalidate(file, 0, file.size)
             except OSError as error:
-                log.error("%s: %s", file.source.info.description, error)
+                log.error("%s: %s", file.source.info.description, reason(error))
     detach = partial(mounting.unmount, session.target, lazy=True)
     await trio.to_thread.run_sync(detach, abandon_on_cancel=True)
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import trio
 
 from nbdfs import eager
-from nbdfs.errors import SourceError
+from nbdfs.errors import SourceError, reason
 from nbdfs.nbd.entering import shaking_hands, transmission
 from nbdfs.nbd.handshake import HandshakeError
 from nbdfs.nbd.mux import ConnectionLostError, Mux
@@ -162,7 +162,7 @@ class Links:
         try:
             return await self._enter()
         except OSError as error:
-            log.info("%s: no further connection: %s", self._target.name, error)
+            log.info("%s: no further connection: %s", self._target.name, reason(error))
             return None
 
     async def _connect_again(self) -> Mux | None:
@@ -171,9 +171,9 @@ class Links:
             self.reconnects += 1
             return mux
         except OSError as error:
-            log.debug("%s: %s", self._target.name, error)
-            if reason := await self._target.gone():
-                self._end(reason)
+            log.debug("%s: %s", self._target.name, reason(error))
+            if gone := await self._target.gone():
+                self._end(gone)
             return None
 
     async def _enter(self) -> Mux:
