@@ -18,7 +18,8 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from pathlib import Path
 
-from nbdfs.errors import SourceError, UserError
+from nbdfs.errors import UserError
+from nbdfs.fileio import read_whole
 from nbdfs.libc import punch_hole
 from nbdfs.scratch import temporary_directory
 
@@ -88,12 +89,7 @@ class Cache:
     def read(self, index: int, buffer: memoryview, offset: int) -> None:
         """Read all of it, waiting for the disk; for a thread."""
         with open(self.folder / self.name(index), "rb", buffering=0) as file:
-            done = 0
-            while done < len(buffer):
-                count = os.preadv(file.fileno(), [buffer[done:]], offset + done)
-                if not count:
-                    raise SourceError(errno.EIO, f"the cache file {file.name} was cut short", where="torrent")
-                done += count
+            read_whole(file.fileno(), buffer, offset)
 
     def drop(self, parts: Iterable[tuple[int, int, int]]) -> None:
         """Give back the space of parts of files: (index, offset, length)."""
