@@ -1,6 +1,8 @@
 """Digest authentication (RFC 7616): answers to a server's challenge.
 
 Texts are as headers have them: each letter stands for a byte.
+That of httpx2 is not used, as it makes a new key for each request of a session (`-sess`), escapes no quotation mark,
+takes a second challenge in a header for fields of the first, and wants requests and URLs of its own.
 """
 
 from __future__ import annotations
