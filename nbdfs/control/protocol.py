@@ -1,7 +1,8 @@
 """What goes over a control socket: JSON-RPC 2.0 (jsonrpc.org), one message a line.  No I/O.
 
-A request names its parameters.  An error's code is one of the specification's, or the exit status that the command
-shall end with.  A line from a client has at most LONGEST_REQUEST bytes; replies have no such limit.
+A request names its parameters; one without an id is a notification, which gets no reply (section 4.1).
+An error's code is one of the specification's, or the exit status that the command shall end with.
+A line from a client has at most LONGEST_REQUEST bytes; replies have no such limit.
 """
 
 from __future__ import annotations
@@ -30,10 +31,11 @@ class Code(enum.IntEnum):
 class RequestError(Exception):
     """A request that is answered by an error.  `id` is the request's, where it could be read."""
 
-    def __init__(self, code: int, message: str, id: int | str | None = None) -> None:
+    def __init__(self, code: int, message: str, id: int | str | None = None, *, notification: bool = False) -> None:
         super().__init__(message)
         self.code = code
         self.id = id
+        self.notification = notification
 
 
 @dataclass(frozen=True)
@@ -43,9 +45,11 @@ class Request:
     method: str
     params: Mapping[str, Any] = field(default_factory=dict)
     id: int | str | None = None
+    notification: bool = False  # nobody waits for a reply
 
     def encode(self) -> bytes:
-        return _line({"method": self.method, "params": self.params, "id": self.id})
+        message = {"method": self.method, "params": self.params}
+        return _line(message if self.notification else {**message, "id": self.id})
 
 
 def parse_request(line: bytes) -> Request:
@@ -59,21 +63,25 @@ def parse_request(line: bytes) -> Request:
         raise RequestError(Code.PARSE_ERROR, "this is no JSON") from None
     if not isinstance(message, dict) or not isinstance(message.get("method"), str):
         raise RequestError(Code.INVALID_REQUEST, "this is no request: an object with a method is one")
-    number, params = message.get("id"), message.get("params", {})
+    number, params, notification = message.get("id"), message.get("params", {}), "id" not in message
     if isinstance(number, bool) or not isinstance(number, int | str | None):
         raise RequestError(Code.INVALID_REQUEST, "an id is a number or a string")
     if not isinstance(params, dict):
-        raise RequestError(Code.INVALID_PARAMS, "parameters are given by name", number)
-    return Request(message["method"], params, number)
+        raise RequestError(Code.INVALID_PARAMS, "parameters are given by name", number, notification=notification)
+    return Request(message["method"], params, number, notification)
 
 
 def result(request: Request, value: object) -> bytes:
-    """The reply to a request that was carried out."""
+    """The reply to a request that was carried out; empty if there is to be none."""
+    if request.notification:
+        return b""
     return _line({"result": value, "id": request.id})
 
 
 def failure(request: Request | None, error: RequestError) -> bytes:
-    """The reply to a request that was not."""
+    """The reply to a request that was not; empty if there is to be none."""
+    if error.notification or (request and request.notification):
+        return b""
     return _line({"error": {"code": error.code, "message": str(error)}, "id": request.id if request else error.id})
 
 

@@ -112,7 +112,7 @@ def _check_user(connection: SocketType) -> None:
 
 
 async def _reply(line: bytes, methods: Mapping[str, Method]) -> bytes:
-    """The reply to a request: the barrier of this socket, whatever the request is and does."""
+    """The reply to a request, if there is to be one: the barrier of this socket, whatever the request is and does."""
     request = None
     try:
         request = protocol.parse_request(line)

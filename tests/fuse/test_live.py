@@ -358,12 +358,12 @@ def test_garbage_on_the_control_socket(data_plane: Directory) -> None:
         b"\xff\xfe\n": "no JSON",
         b"[" * 60_000 + b"\n": "no JSON",
         b"[]\n": "no request",
-        b'{"method": "stop"}\n': "no method 'stop'",
-        b'{"method": "add", "params": [1]}\n': "by name",
-        b'{"method": "add", "params": {"name": "x"}}\n': "spec is missing",
-        b'{"method": "add", "params": {"name": "x", "spec": 1}}\n': "not of type str",
-        b'{"method": "add", "params": {"name": "a\\u0000b", "spec": "memory:1M"}}\n': "cannot be shown",
-        b'{"method": "add", "params": {"name": "\\ud800", "spec": "memory:1M"}}\n': "no character",
+        b'{"id": 1, "method": "stop"}\n': "no method 'stop'",
+        b'{"id": 1, "method": "add", "params": [1]}\n': "by name",
+        b'{"id": 1, "method": "add", "params": {"name": "x"}}\n': "spec is missing",
+        b'{"id": 1, "method": "add", "params": {"name": "x", "spec": 1}}\n': "not of type str",
+        b'{"id": 1, "method": "add", "params": {"name": "a\\u0000b", "spec": "memory:1M"}}\n': "cannot be shown",
+        b'{"id": 1, "method": "add", "params": {"name": "\\ud800", "spec": "memory:1M"}}\n': "no character",
         b"x" * 70_000: "at most 65536 bytes",
     }
     path = socket_of(data_plane.mounted.process.pid)

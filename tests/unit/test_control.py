@@ -38,7 +38,8 @@ def test_any_line_is_a_request_or_refused(line: bytes) -> None:
     try:
         request = parse_request(line)
     except RequestError as error:
-        assert parse_error(protocol.failure(None, error)) == (error.code, str(error))
+        if not error.notification:
+            assert parse_error(protocol.failure(None, error)) == (error.code, str(error))
     else:
         assert isinstance(request.params, dict)
 
@@ -144,6 +145,28 @@ async def test_calls(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert "ZeroDivisionError" in caplog.text
 
 
+async def test_what_asks_for_no_reply_gets_none(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    called = []
+
+    async def note(word: str) -> str:
+        called.append(word)
+        if word == "fail":
+            raise UserError("no")
+        return word
+
+    monkeypatch.setitem(METHODS, "note", Method(note, {"word": str}))
+    async with served(folder) as path:
+        stream = await trio.open_unix_socket(str(path))
+        async with stream:
+            for params in ({"word": "one"}, {"word": "fail"}, {"word": 1}, {}, ["by place"]):
+                await stream.send_all(json.dumps({"method": "note", "params": params}).encode() + b"\n")
+            await stream.send_all(b'{"method": "no such"}\n{"method": "note", "params": {"word": "two"}, "id": null}\n')
+            with trio.fail_after(TIMEOUT):
+                reply = json.loads(await stream.receive_some())
+    assert reply == {"jsonrpc": "2.0", "result": "two", "id": None}
+    assert called == ["one", "fail", "two"]
+
+
 async def test_the_socket_of_a_dead_process_is_replaced_and_forgotten(folder: Path) -> None:
     folder.mkdir(0o700)
     dead, other = folder / f"{os.getpid()}.sock", folder / "1.sock"
@@ -180,7 +203,7 @@ import contextlib, socket, sys
 with socket.socket(socket.AF_UNIX) as connection:
     connection.connect(sys.argv[1])
     with contextlib.suppress(BrokenPipeError):  # who is refused may be so before
-        connection.sendall(b'{"method": "echo", "params": {"text": "hello"}}\\n')
+        connection.sendall(b'{"id": 1, "method": "echo", "params": {"text": "hello"}}\\n')
     print(connection.makefile().readline())
 """
 
