@@ -26,8 +26,8 @@ class DataOptions:
 async def _open(argument: str, options: DataOptions, context: OpenContext) -> AsyncIterator[Source]:
     from nbdfs.backends.data.content import resize
     from nbdfs.backends.data.evaluate import Evaluator, parse_variables
+    from nbdfs.backends.data.nodes import Text
     from nbdfs.backends.data.source import DataSource
-    from nbdfs.backends.data.syntax import Text
     from nbdfs.backends.data.tree import tree
 
     if options.from_ and argument:

@@ -17,9 +17,10 @@ from dataclasses import dataclass, field, replace
 
 import trio
 
-from nbdfs.backends.data import content, syntax
+from nbdfs.backends.data import content, nodes, syntax
 from nbdfs.backends.data.content import EMPTY, Builder, Bytes, Content, ContentError
-from nbdfs.backends.data.syntax import DataError, Place, Text
+from nbdfs.backends.data.nodes import DataError, Place, Text
+from nbdfs.backends.data.tokens import parse_number
 from nbdfs.errors import UsageError, UserError
 
 _MOST_NESTED = 100  # groups, variables and included files inside each other
@@ -72,14 +73,14 @@ class Evaluator:
         """The content of a file in the language.  Raises UserError."""
         return await self.text(await _read_text(path))
 
-    async def _group(self, items: Sequence[syntax.Item], scope: Scope) -> Content:
+    async def _group(self, items: Sequence[nodes.Item], scope: Scope) -> Content:
         builder = Builder()
         for item in items:
             try:
                 match item:
-                    case syntax.Seek():
+                    case nodes.Seek():
                         builder.seek(self._target(item, builder.offset))
-                    case syntax.Define():
+                    case nodes.Define():
                         scope.names[item.name] = await self._value(item.operand, scope)
                     case _:
                         builder.add(await self._value(item, scope))
@@ -87,7 +88,7 @@ class Evaluator:
                 raise DataError(item.at, str(error)) from error
         return builder.content()
 
-    def _target(self, seek: syntax.Seek, offset: int) -> int:
+    def _target(self, seek: nodes.Seek, offset: int) -> int:
         amount = self._number(seek.amount)
         match seek.how:
             case "@+":
@@ -100,31 +101,31 @@ class Evaluator:
                 return (offset + amount - 1) & -amount
         return amount
 
-    async def _value(self, item: syntax.Expression, scope: Scope, limit: int | None = None) -> Content:
+    async def _value(self, item: nodes.Expression, scope: Scope, limit: int | None = None) -> Content:
         """The content of an expression; of an endless one the first `limit` bytes are enough."""
         match item:
-            case syntax.Changed():
+            case nodes.Changed():
                 return await self._changed(item, scope)
-            case syntax.Literal():
+            case nodes.Literal():
                 return Bytes(item.data)
-            case syntax.Word():
+            case nodes.Word():
                 return Bytes(self._word(item))
-            case syntax.Script():
+            case nodes.Script():
                 return await self._output(["/bin/sh", "-c", item.command], "the script", item.at, limit)
-            case syntax.File():
+            case nodes.File():
                 return await self._file(item, limit)
-            case syntax.Include():
+            case nodes.Include():
                 return await self._include(item, scope)
-            case syntax.Variable():
+            case nodes.Variable():
                 return await self._variable(item, scope)
-            case syntax.Name():
+            case nodes.Name():
                 return self._name(item, scope)
-            case syntax.Group(items=[syntax.Script() | syntax.File() | syntax.Group() as only]):
+            case nodes.Group(items=[nodes.Script() | nodes.File() | nodes.Group() as only]):
                 return await self._value(only, self._inner(item.at, scope), limit)
-            case syntax.Group():
+            case nodes.Group():
                 return await self._group(item.items, self._inner(item.at, scope))
 
-    async def _changed(self, item: syntax.Changed, scope: Scope) -> Content:
+    async def _changed(self, item: nodes.Changed, scope: Scope) -> Content:
         changes = [(change, *self._bounds(change)) for change in item.changes]
         # What gives nothing is not looked at: neither `( ... )*0` nor `[7:7]` can go wrong.
         ends = [index for index, (_, low, high) in enumerate(changes) if low == high]
@@ -133,10 +134,10 @@ class Evaluator:
             changes = changes[ends[-1] + 1 :]
         else:
             first, _, high = changes[0]
-            value = await self._value(item.operand, scope, high if isinstance(first, syntax.Slice) else None)
+            value = await self._value(item.operand, scope, high if isinstance(first, nodes.Slice) else None)
         for change, low, high in changes:
             try:
-                if isinstance(change, syntax.Repeat):
+                if isinstance(change, nodes.Repeat):
                     value = content.repeat(value, high or 0)
                 else:
                     value = content.cut(value, low, value.size if high is None else high)
@@ -144,48 +145,48 @@ class Evaluator:
                 raise DataError(change.at, str(error)) from error
         return value
 
-    def _bounds(self, change: syntax.Repeat | syntax.Slice) -> tuple[int, int | None]:
+    def _bounds(self, change: nodes.Repeat | nodes.Slice) -> tuple[int, int | None]:
         """The two numbers of a slice (the second None where left out), or 0 and the count of a repeat."""
-        if isinstance(change, syntax.Repeat):
+        if isinstance(change, nodes.Repeat):
             return 0, self._number(change.count)
         low = 0 if change.start is None else self._number(change.start)
         return low, None if change.stop is None else self._number(change.stop)
 
-    def _word(self, item: syntax.Word) -> bytes:
+    def _word(self, item: nodes.Word) -> bytes:
         value = self._number(item.value)
         try:
             return value.to_bytes(item.width, item.order)
         except OverflowError:
             raise DataError(item.at, f"{value} does not fit in {8 * item.width} bits") from None
 
-    def _number(self, number: syntax.Number) -> int:
+    def _number(self, number: nodes.Number) -> int:
         if isinstance(number, int):
             return number
         text = self._lookup(number).strip()
         try:
-            return syntax.parse_number(text)
+            return parse_number(text)
         except UsageError as error:
             raise DataError(number.at, f"${number.name} is to be a number: {error}") from error
 
-    def _lookup(self, variable: syntax.Variable) -> str:
+    def _lookup(self, variable: nodes.Variable) -> str:
         for known in self.variables, os.environ:
             if variable.name in known:
                 return known[variable.name]
         hint = f"give it by the option set={variable.name}=... or in the environment"
         raise DataError(variable.at, f"there is no variable ${variable.name}: {hint}")
 
-    def _name(self, item: syntax.Name, scope: Scope) -> Content:
+    def _name(self, item: nodes.Name, scope: Scope) -> Content:
         found = scope.find(item.name)
         if found is None:
             names = ", ".join(f"\\{name}" for name in sorted(scope.known())[:8])
             raise DataError(item.at, f"\\{item.name} is not defined here" + (f"; there are: {names}" if names else ""))
         return found
 
-    async def _variable(self, item: syntax.Variable, scope: Scope) -> Content:
+    async def _variable(self, item: nodes.Variable, scope: Scope) -> Content:
         text = Text(f"${item.name}", self._lookup(item), item.at.text.folder)
         return await self._group(syntax.parse(text), self._inner(item.at, scope, text.name))
 
-    async def _include(self, item: syntax.Include, scope: Scope) -> Content:
+    async def _include(self, item: nodes.Include, scope: Scope) -> Content:
         """What the file says in bytes; the names it defines become names of the scope that includes it."""
         path = os.path.join(item.at.text.folder, item.path)
         inner = self._inner(item.at, scope, os.path.realpath(path))
@@ -205,7 +206,7 @@ class Evaluator:
         inside = (*scope.open, opened) if opened else scope.open
         return replace(scope, outer=scope, names={}, open=inside, nested=scope.nested + 1)
 
-    async def _file(self, item: syntax.File, limit: int | None) -> Content:
+    async def _file(self, item: nodes.File, limit: int | None) -> Content:
         path = os.path.join(item.at.text.folder, item.path)
         try:
             opened = await trio.to_thread.run_sync(self._open, path)

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nbdfs.backends.data.evaluate import Evaluator
-from nbdfs.backends.data.syntax import DataError, Text
+from nbdfs.backends.data.nodes import DataError, Text
 
 MOST = 1 << 20  # bytes of a string's content, for nbdkit writes all of it out
 

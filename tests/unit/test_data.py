@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from nbdfs.backends.data import evaluate, syntax
 from nbdfs.backends.data.content import Content
 from nbdfs.backends.data.evaluate import Evaluator, parse_variables
-from nbdfs.backends.data.syntax import DataError, Text
+from nbdfs.backends.data.nodes import DataError, Text
 from nbdfs.backends.data.tree import tree
 from nbdfs.errors import UsageError, UserError
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from nbdfs.backends.data import content as contents
 from nbdfs.backends.data.content import PAGE, Builder, Bytes, Content, cut, page_spans, repeat, resize
 from nbdfs.backends.data.evaluate import Evaluator
+from nbdfs.backends.data.nodes import Text
 from nbdfs.backends.data.source import DataSource
-from nbdfs.backends.data.syntax import Text
 from nbdfs.errors import UsageError, UserError
 from nbdfs.ranges import normalise
 from nbdfs.source import HOLE, ZERO, Caps, Extent, read

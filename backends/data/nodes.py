@@ -1,0 +1,147 @@
+"""What a data string is once it is read: a tree whose nodes know where they stand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal as OneOf
+from typing import NamedTuple
+
+from nbdfs.errors import UserError
+
+_SHOWN = 76  # columns of the line that an error shows
+
+
+@dataclass(frozen=True, eq=False)
+class Text:
+    """A text in the language; `name` is what errors call it, `folder` what its file names are relative to."""
+
+    name: str
+    text: str
+    folder: str = ""
+
+
+class Place(NamedTuple):
+    """A position in a text."""
+
+    text: Text
+    offset: int
+
+
+class DataError(UserError):
+    """A data string that makes no sense, with its line and a caret under the place."""
+
+    def __init__(self, place: Place, message: str) -> None:
+        text, offset = place
+        start = text.text.rfind("\n", 0, offset) + 1
+        line = text.text[start:].partition("\n")[0].expandtabs(1)
+        column = offset - start
+        first = max(0, min(column - _SHOWN // 2, len(line) - _SHOWN))
+        shown = line[first : first + _SHOWN]
+        number = text.text.count("\n", 0, offset) + 1
+        super().__init__(
+            f"{text.name}, line {number}, column {column + 1}: {message}\n  {shown}\n  {' ' * (column - first)}^"
+        )
+
+
+@dataclass(frozen=True)
+class Variable:
+    """`$name`, as an expression or as a number."""
+
+    at: Place
+    name: str
+
+
+Number = int | Variable
+
+
+@dataclass(frozen=True)
+class Literal:
+    at: Place
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Word:
+    """A number of `width` bytes; `order` is as in int.to_bytes."""
+
+    at: Place
+    width: int
+    order: OneOf["little", "big"]
+    value: Number
+
+
+@dataclass(frozen=True)
+class File:
+    at: Place
+    path: str
+
+
+@dataclass(frozen=True)
+class Include:
+    at: Place
+    path: str
+
+
+@dataclass(frozen=True)
+class Script:
+    at: Place
+    command: str
+
+
+@dataclass(frozen=True)
+class Group:
+    at: Place
+    items: tuple[Item, ...]
+
+
+@dataclass(frozen=True)
+class Name:
+    at: Place
+    name: str
+
+
+@dataclass(frozen=True)
+class Repeat:
+    at: Place
+    count: Number
+
+
+@dataclass(frozen=True)
+class Slice:
+    """`[start:stop]`, None where left out."""
+
+    at: Place
+    start: Number | None
+    stop: Number | None
+
+
+@dataclass(frozen=True)
+class Changed:
+    """A primary with what is done to it, in order."""
+
+    at: Place
+    operand: Primary
+    changes: tuple[Repeat | Slice, ...]
+
+
+@dataclass(frozen=True)
+class Define:
+    """`operand -> \\name`: gives the name a meaning, and no bytes."""
+
+    at: Place
+    name: str
+    operand: Expression
+
+
+@dataclass(frozen=True)
+class Seek:
+    """`how` is one of `@`, `@+`, `@-`, `@^`."""
+
+    at: Place
+    how: str
+    amount: Number
+
+
+Primary = Literal | Word | File | Include | Script | Group | Name | Variable
+Expression = Primary | Changed
+Item = Expression | Define | Seek
