@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import base64
-from dataclasses import dataclass
 
 from nbdfs.errors import UserError
+from nbdfs.records import Record
 from nbdfs.registry import SIZE, OpenContext, SourceDriver, option
 from nbdfs.source import Source
 
 
-@dataclass(frozen=True)
-class Base64Options:
+class Base64Options(Record):
     size: int | None = option(None, SIZE, "cut to this size, or make that long with zeroes")
 
 

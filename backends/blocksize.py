@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 
 from nbdfs.errors import SourceError
 from nbdfs.rangelock import RangeLock
 from nbdfs.ranges import align_down, align_up, pieces
+from nbdfs.records import replace
 from nbdfs.registry import LayerDriver, NoOptions, OpenContext
 from nbdfs.source import ALLOCATION, Backing, BlockSize, Extent, Layer, Source
 

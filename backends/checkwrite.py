@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import errno
-from dataclasses import replace
 
 from nbdfs.buffers import is_zero
 from nbdfs.errors import SourceError
 from nbdfs.ranges import normalise, pieces
+from nbdfs.records import replace
 from nbdfs.registry import LayerDriver, NoOptions, OpenContext
 from nbdfs.source import ALLOCATION, ZERO, Caps, Extent, Layer, Source, read
 

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import TypeVar
 
 import trio
 
 from nbdfs.around import OPERATIONS, AroundLayer, Request
+from nbdfs.records import Record
 from nbdfs.registry import BOOLEAN, DURATION, LayerDriver, OpenContext, option
 from nbdfs.source import CLOSE_TIMEOUT, Caps, Source
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class DelayOptions:
+class DelayOptions(Record):
     read: float = option(0.0, DURATION, "how much later reads are done")
     write: float = option(0.0, DURATION, "how much later writes are done")
     flush: float = option(0.0, DURATION, "how much later flushes are done")

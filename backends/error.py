@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import os
 import random
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from nbdfs.around import OPERATIONS, AroundLayer, Request
 from nbdfs.errors import SourceError, UsageError
+from nbdfs.records import record
 from nbdfs.registry import INTEGER, PATH, Kind, LayerDriver, OpenContext, choice, option
 from nbdfs.source import Source
 
@@ -56,25 +56,21 @@ class Error(AroundLayer):
         return await call()
 
 
-def _fields() -> list[tuple[str, type, Any]]:
-    everything = [
-        ("errno", str, option("EIO", ERRNO, "the error of what fails")),
-        ("rate", float, option(0.0, RATE, "how often requests fail: 0 to 1, or 0% to 100%")),
-        ("file", str, option("", PATH, "fail only while this file exists")),
-        ("seed", int, option(None, INTEGER, "what repeats the same failures for the same requests")),
-    ]
-    return everything + [
-        field
-        for name in OPERATIONS
-        for field in (
-            (f"{name}_errno", str, option(None, ERRNO, f"as errno, for {name} requests")),
-            (f"{name}_rate", float, option(None, RATE, f"as rate, for {name} requests")),
-            (f"{name}_file", str, option(None, PATH, f"as file, for {name} requests")),
-        )
-    ]
+def _fields() -> dict[str, Any]:
+    found = {
+        "errno": option("EIO", ERRNO, "the error of what fails"),
+        "rate": option(0.0, RATE, "how often requests fail: 0 to 1, or 0% to 100%"),
+        "file": option("", PATH, "fail only while this file exists"),
+        "seed": option(None, INTEGER, "what repeats the same failures for the same requests"),
+    }
+    for name in OPERATIONS:
+        found[f"{name}_errno"] = option(None, ERRNO, f"as errno, for {name} requests")
+        found[f"{name}_rate"] = option(None, RATE, f"as rate, for {name} requests")
+        found[f"{name}_file"] = option(None, PATH, f"as file, for {name} requests")
+    return found
 
 
-ErrorOptions = dataclasses.make_dataclass("ErrorOptions", _fields(), frozen=True)
+ErrorOptions = record("ErrorOptions", _fields())
 
 
 def _open(below: Source, options: Any, context: OpenContext) -> Source:

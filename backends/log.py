@@ -7,7 +7,6 @@ import itertools
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from datetime import datetime
 from io import FileIO
 from typing import TypeVar
@@ -16,6 +15,7 @@ import trio
 
 from nbdfs.around import AroundLayer, Request
 from nbdfs.errors import UserError
+from nbdfs.records import Record
 from nbdfs.registry import BOOLEAN, PATH, LayerDriver, OpenContext, option
 from nbdfs.source import Source
 
@@ -64,8 +64,7 @@ class LogFile:
             self._file = None
 
 
-@dataclass(frozen=True)
-class LogOptions:
+class LogOptions(Record):
     file: str = option("", PATH, "where the lines go; without it they are messages of nbdfs, shown with -v")
     append: bool = option(False, BOOLEAN, "add to a file that exists; else it is replaced")
 

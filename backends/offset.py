@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from nbdfs.errors import UserError
+from nbdfs.records import Record
 from nbdfs.registry import SIZE, LayerDriver, OpenContext, option
 from nbdfs.source import Source
 from nbdfs.units import format_size
 from nbdfs.window import Window
 
 
-@dataclass(frozen=True)
-class OffsetOptions:
+class OffsetOptions(Record):
     offset: int = option(0, SIZE, "where the part begins")
     size: int = option(0, SIZE, "how long it is; 0 stands for all that follows")
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from nbdfs.backends.checkwrite import mismatch
 from nbdfs.errors import UsageError
+from nbdfs.records import Record
 from nbdfs.registry import INTEGER, OpenContext, SourceDriver, option
 from nbdfs.source import Caps, Source, SourceInfo
 from nbdfs.units import parse_size
@@ -33,8 +32,7 @@ class Ones(Source):
                 raise mismatch(offset + at, len(piece), self.info.description)
 
 
-@dataclass(frozen=True)
-class OnesOptions:
+class OnesOptions(Record):
     byte: int = option(0xFF, INTEGER, "the byte, 0 to 255")
 
 

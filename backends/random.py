@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nbdfs.backends.checkwrite import mismatch
+from nbdfs.records import Record
 from nbdfs.registry import INTEGER, OpenContext, SourceDriver, option
 from nbdfs.source import Caps, Source, SourceInfo
 from nbdfs.units import parse_size
@@ -45,8 +45,7 @@ class Random(Source):
             raise mismatch(offset, len(data), self.info.description)
 
 
-@dataclass(frozen=True)
-class RandomOptions:
+class RandomOptions(Record):
     seed: int | None = option(None, INTEGER, "what repeats the content; without it the content is new at each opening")
 
 

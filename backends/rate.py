@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import TypeVar
 
 import trio
 
 from nbdfs.around import AroundLayer, Request
 from nbdfs.errors import UsageError
+from nbdfs.records import Record
 from nbdfs.registry import NUMBER, SIZE, LayerDriver, OpenContext, option
 from nbdfs.source import Caps, Source
 
@@ -18,8 +18,7 @@ T = TypeVar("T")
 _BURST = 0.1  # seconds: what was not used so long may be used at once
 
 
-@dataclass(frozen=True)
-class RateOptions:
+class RateOptions(Record):
     rate: int = option(0, SIZE, "bytes a second, read and written together")
     read: int = option(0, SIZE, "bytes a second read")
     write: int = option(0, SIZE, "bytes a second written")

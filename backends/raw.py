@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from nbdfs.records import Record
 from nbdfs.registry import SIZE, OpenContext, SourceDriver, option
 from nbdfs.source import Source
 
 
-@dataclass(frozen=True)
-class RawOptions:
+class RawOptions(Record):
     size: int | None = option(None, SIZE, "cut to this size, or make that long with zeroes")
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 import collections
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
-from dataclasses import dataclass, replace
 
 import trio
 
@@ -23,6 +22,7 @@ from nbdfs.eager import Run, Signal
 from nbdfs.errors import UsageError
 from nbdfs.nursery import serving_nursery
 from nbdfs.ranges import pieces
+from nbdfs.records import Record, replace
 from nbdfs.registry import SIZE, LayerDriver, OpenContext, option
 from nbdfs.source import ALLOCATION, Caps, Extent, Layer, Source
 
@@ -286,8 +286,7 @@ class Readahead(Layer):
         await self.below.cache(offset, length)
 
 
-@dataclass(frozen=True)
-class ReadaheadOptions:
+class ReadaheadOptions(Record):
     window: int = option(16 << 20, SIZE, "the most bytes to fetch ahead of one reader")
     memory: int = option(64 << 20, SIZE, "the most bytes to hold in all")
 

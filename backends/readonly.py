@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
+from nbdfs.records import replace
 from nbdfs.registry import LayerDriver, NoOptions, OpenContext
 from nbdfs.source import ALLOCATION, Backing, Caps, Extent, Layer, Source
 

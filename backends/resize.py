@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import errno
-from dataclasses import dataclass, replace
 
 from nbdfs.around import PASSED
 from nbdfs.buffers import fill_zero, is_zero
 from nbdfs.errors import SourceError, UsageError
 from nbdfs.ranges import normalise
+from nbdfs.records import Record, replace
 from nbdfs.registry import SIZE, LayerDriver, OpenContext, option
 from nbdfs.source import ALLOCATION, HOLE, MAX_SIZE, ZERO, Extent, Layer, Source
 from nbdfs.window import Window
 
 
-@dataclass(frozen=True)
-class ResizeOptions:
+class ResizeOptions(Record):
     size: int = option(0, SIZE, "the new size")
     round_up: int = option(0, SIZE, "or: the next multiple of this")
     round_down: int = option(0, SIZE, "or: the last multiple of this")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import errno
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from typing import TypeVar
 
 import trio
 
 from nbdfs.around import AroundLayer, Request
 from nbdfs.errors import SourceError, UsageError, reason
+from nbdfs.records import Record
 from nbdfs.registry import DURATION, INTEGER, LayerDriver, OpenContext, option
 from nbdfs.source import Source
 
@@ -25,8 +25,7 @@ _PASSING = frozenset({
 })  # fmt: skip
 
 
-@dataclass(frozen=True)
-class RetryOptions:
+class RetryOptions(Record):
     tries: int = option(5, INTEGER, "how often at most, the first time included")
     delay: float = option(0.5, DURATION, "how long to wait before the second, doubled before each further one")
     max_delay: float = option(30.0, DURATION, "longest wait")

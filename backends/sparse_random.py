@@ -12,7 +12,6 @@ import functools
 import itertools
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from nbdfs.backends.checkwrite import mismatch
@@ -20,6 +19,7 @@ from nbdfs.backends.random import Noise
 from nbdfs.buffers import fill_zero, is_zero
 from nbdfs.errors import SourceError, UsageError
 from nbdfs.ranges import normalise
+from nbdfs.records import Record
 from nbdfs.registry import BOOLEAN, INTEGER, NUMBER, SIZE, OpenContext, SourceDriver, option
 from nbdfs.source import ALLOCATION, HOLE, ZERO, Caps, Extent, Source, SourceInfo
 from nbdfs.units import parse_size
@@ -105,8 +105,7 @@ class Repeated:
 _NOT_ZERO = bytes([0xA5, *range(1, 256)])
 
 
-@dataclass(frozen=True)
-class Shape:
+class Shape(Record):
     """Where runs lie: in each cell of `cell` bytes one of `shortest` to `longest`, in multiples of `block`.
 
     `data` says what the runs are: data in holes or holes in data.
@@ -197,8 +196,7 @@ class SparseRandom(Source):
                 raise SourceError(errno.EIO, f"at {start} is data, not a hole", where=self.info.description)
 
 
-@dataclass(frozen=True)
-class SparseRandomOptions:
+class SparseRandomOptions(Record):
     seed: int | None = option(None, INTEGER, "what repeats the content; without it the content is new at each opening")
     percent: float = option(10.0, NUMBER, "how much of the device is data: 0 none, 100 all")
     runlength: int = option(16 << 20, SIZE, "the mean length of a run of data")

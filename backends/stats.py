@@ -8,7 +8,6 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from io import FileIO
 from typing import TypeVar
 
@@ -17,6 +16,7 @@ import trio
 from nbdfs.around import OPERATIONS, AroundLayer, Request
 from nbdfs.errors import UserError
 from nbdfs.outbox import write_all
+from nbdfs.records import Record
 from nbdfs.registry import BOOLEAN, PATH, LayerDriver, OpenContext, option
 from nbdfs.source import Source
 
@@ -99,8 +99,7 @@ def _bytes(count: float) -> str:
     return f"{count / 1024:.2f} EiB"
 
 
-@dataclass(frozen=True)
-class StatsOptions:
+class StatsOptions(Record):
     file: str = option("", PATH, "where the figures go when the source is closed; without it to standard error")
     append: bool = option(False, BOOLEAN, "add to a file that exists; else it is replaced")
 

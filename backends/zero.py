@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from nbdfs.backends.checkwrite import mismatch
 from nbdfs.backends.null import Null
 from nbdfs.buffers import is_zero
+from nbdfs.records import replace
 from nbdfs.registry import NoOptions, OpenContext, SourceDriver
 from nbdfs.source import Source
 from nbdfs.units import parse_size

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
+from nbdfs.records import Record, replace
 from nbdfs.source import ALLOCATION, Caps, Extent, Layer, Source
 
 OPERATIONS = ("read", "write", "flush", "trim", "zero", "extents", "cache")
@@ -19,8 +19,7 @@ PASSED = (Caps.WRITE | Caps.FLUSH | Caps.FUA | Caps.TRIM | Caps.ZERO | Caps.FAST
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(Record):
     """One of OPERATIONS; `words` are the flags that were set. Offset and length are 0 for a flush."""
 
     operation: str

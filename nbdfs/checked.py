@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 from nbdfs.errors import SourceError
 from nbdfs.parts import Part, first_trouble
 from nbdfs.ranges import normalise, pieces
+from nbdfs.records import replace
 from nbdfs.source import ALLOCATION, RESIDENT, Backing, Caps, Extent, Health, Layer, Source
 
 _ZEROES = memoryview(bytes(1 << 20))

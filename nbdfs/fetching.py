@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from collections.abc import Iterable
@@ -11,6 +10,7 @@ from typing import TextIO
 from nbdfs import lossy
 from nbdfs.export import Export
 from nbdfs.progress import draw, human_size
+from nbdfs.records import as_dict
 from nbdfs.source import Fetching
 
 _SHOWN = 32  # pieces that are named as waited for: a record is written whole or not at all, so it must be short
@@ -74,6 +74,6 @@ class FetchLines:
 
 
 def _record(fetch: Fetching) -> bytes:
-    facts = dataclasses.asdict(fetch)
+    facts = as_dict(fetch)
     facts["waiting"] = facts["waiting"][:_SHOWN]
     return json.dumps(facts).encode() + b"\n"

@@ -12,10 +12,10 @@ import time
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from types import TracebackType
 
 from nbdfs.around import OPERATIONS, PASSED
+from nbdfs.records import replace
 from nbdfs.source import ALLOCATION, Backing, Extent, Layer, Source
 
 BOUNDS = (25e-6, 1e-4, 2.5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 1.0, 5.0, 30.0)  # seconds

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
 
 import trio
 
@@ -21,13 +20,13 @@ from nbdfs.fuse.target import prepared
 from nbdfs.fuse.tree import ROOT, Entry, File, Tree
 from nbdfs.live import Exports, Facts
 from nbdfs.names import named_plans
+from nbdfs.records import Record, replace
 from nbdfs.stack import Plan
 
 _LONGEST_FSNAME = 200  # bytes: what the mount table shows
 
 
-@dataclass(frozen=True)
-class Order:
+class Order(Record):
     """What is to be mounted where: plans by name, under the empty name the one that covers a file."""
 
     plans: Mapping[str, Plan]
@@ -43,8 +42,7 @@ class Order:
         return self.options.fsname or (specs if len(specs) <= _LONGEST_FSNAME else "nbdfs")
 
 
-@dataclass(frozen=True)
-class Mount:
+class Mount(Record):
     """A live mount.  `exports` is where exports are added, removed and replaced."""
 
     session: Session

@@ -9,13 +9,13 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
 
 import trio
 
 from nbdfs.checked import Checked
 from nbdfs.errors import UsageError, UserError, reason
 from nbdfs.export import Export
+from nbdfs.records import Record
 from nbdfs.registry import OpenContext
 from nbdfs.source import CLOSE_TIMEOUT, Source
 from nbdfs.stack import Plan, behind_door, open_stack
@@ -26,8 +26,7 @@ _AT_ONCE = 64  # sources being opened
 _FLUSH_TIMEOUT = 60.0  # seconds for the last flush of a source
 
 
-@dataclass(frozen=True)
-class Manner:
+class Manner(Record):
     """How sources are opened.
 
     `readonly`: without write access.  `allow_empty`: devices of 0 bytes too.  `metered`: counting and timing what their

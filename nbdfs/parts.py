@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 
 from nbdfs.metering import Meter, Metered
+from nbdfs.records import Record
 from nbdfs.source import Health, Layer, Source
 
 # The names that `Source.statistics` uses, and what they mean.
@@ -24,8 +24,7 @@ STATISTICS = {
 }
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(Record):
     """One segment of a spec, open: `top` is what the segment above it sees, `sources` all that its driver made."""
 
     name: str

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
 from typing import Any
 
 from nbdfs import registry, spec
 from nbdfs.errors import UsageError
+from nbdfs.records import Record
 from nbdfs.registry import SPEC, Driver, LayerDriver, Option, SourceDriver
 from nbdfs.spec import Segment, Spec
 
@@ -16,8 +16,7 @@ _PASSWORD = re.compile(r"(?<=://)([^/?#@:]*:)[^/?#]*@")  # in the authority of a
 _QUERY = re.compile(r"^(http(?:s|\+unix)?://[^?]*\?).+", re.DOTALL)  # it may be a signature
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(Record):
     """A spec with its names looked up and its options read."""
 
     layers: tuple[tuple[LayerDriver, Any], ...]

@@ -5,13 +5,12 @@ holds one record, `DRIVER`.  Command line help, `nbdfs sources`, the tables of t
 checks of a spec are all made from that record.  Other packages add drivers by the entry points
 `nbdfs.sources` and `nbdfs.layers`, each naming a record.
 
-A driver's options are a frozen dataclass whose fields are made with `option()`.  A record must be
-cheap to import: what is heavy is imported by its `open`.
+A driver's options are a class of its own, a `nbdfs.records.Record` whose fields are made with `option()`.  The module
+must be cheap to import: what is heavy is imported by `open`.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import importlib
 import itertools
@@ -19,10 +18,10 @@ import math
 import pkgutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nbdfs.errors import UsageError, UserError
+from nbdfs.records import Record, field, fields
 from nbdfs.secret import Secret
 from nbdfs.source import Source
 from nbdfs.units import format_size, parse_duration, parse_size
@@ -31,8 +30,7 @@ if TYPE_CHECKING:
     import importlib.metadata
 
 
-@dataclass(frozen=True)
-class Kind:
+class Kind(Record):
     """The type of an option: how it is called in help, and how its text is read."""
 
     name: str
@@ -88,9 +86,8 @@ def choice(*values: str) -> Kind:
     return Kind("|".join(values), parse)
 
 
-@dataclass(frozen=True)
-class Option:
-    """One option of a driver, as help and checks see it; `field` is its name in the options dataclass."""
+class Option(Record):
+    """One option of a driver, as help and checks see it; `field` is its name in the class of options."""
 
     name: str
     field: str
@@ -113,21 +110,19 @@ class Option:
 
 
 def option(default: Any, kind: Kind, help: str) -> Any:
-    """A field of an options dataclass; `_` is `-` in the name of the option, one at the end (`from_`) no part of it."""
-    return dataclasses.field(default=default, metadata={"kind": kind, "help": help})
+    """A field of a class of options; `_` is `-` in the name of the option, one at the end (`from_`) no part of it."""
+    return field(default=default, metadata={"kind": kind, "help": help})
 
 
 def _option_name(field: str) -> str:
     return field.rstrip("_").replace("_", "-")
 
 
-@dataclass(frozen=True)
-class NoOptions:
+class NoOptions(Record):
     """The options of a driver that has none."""
 
 
-@dataclass(frozen=True)
-class OpenContext:
+class OpenContext(Record):
     """What a driver is told beside its options.
 
     `readonly`: nobody will write, so open without write access.  `open` opens another spec (for
@@ -139,11 +134,10 @@ class OpenContext:
     argv: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Driver:
+class Driver(Record):
     """The record of a source or layer.
 
-    `name` is its word in a spec, `summary` one line of help, `options` a dataclass (see `option`), `extra`
+    `name` is its word in a spec, `summary` one line of help, `options` a class of options (see `option`), `extra`
     the pip extra that brings what it imports.
     """
 
@@ -160,8 +154,8 @@ class Driver:
     @property
     def option_table(self) -> tuple[Option, ...]:
         return tuple(
-            Option(_option_name(field.name), field.name, field.metadata["kind"], field.default, field.metadata["help"])
-            for field in dataclasses.fields(self.options)
+            Option(_option_name(name), name, field.metadata["kind"], field.default, field.metadata["help"])
+            for name, field in fields(self.options).items()
         )
 
     def parse_options(self, texts: Iterable[tuple[str, str]]) -> Any:
@@ -181,8 +175,7 @@ class Driver:
         return self.options(**values)
 
 
-@dataclass(frozen=True)
-class SourceDriver(Driver):
+class SourceDriver(Driver, kw_only=True):
     """A leaf.  `open(argument, options, context)` gives the source as an async context manager.
 
     `argument` names what follows the colon in help.  `schemes` are URI schemes that select the driver by themselves;
@@ -193,13 +186,11 @@ class SourceDriver(Driver):
     opening anything, for `nbdfs info`: values that JSON can hold, under labels for people, in order.
     """
 
-    open: Callable[[str, Any, OpenContext], AbstractAsyncContextManager[Source]] = dataclasses.field(kw_only=True)
-    argument: str = dataclasses.field(default="", kw_only=True)
-    schemes: tuple[str, ...] = dataclasses.field(default=(), kw_only=True)
-    open_tree: Callable[[str, Any, OpenContext], AbstractAsyncContextManager[Mapping[str, Source]]] | None = (
-        dataclasses.field(default=None, kw_only=True)
-    )
-    describe: Callable[[str, Any], Mapping[str, Any]] | None = dataclasses.field(default=None, kw_only=True)
+    open: Callable[[str, Any, OpenContext], AbstractAsyncContextManager[Source]]
+    argument: str = ""
+    schemes: tuple[str, ...] = ()
+    open_tree: Callable[[str, Any, OpenContext], AbstractAsyncContextManager[Mapping[str, Source]]] | None = None
+    describe: Callable[[str, Any], Mapping[str, Any]] | None = None
 
     @property
     def synopsis(self) -> str:
@@ -208,16 +199,15 @@ class SourceDriver(Driver):
         return f"{self.name}:{self.argument or 'ARGUMENT'}"
 
 
-@dataclass(frozen=True)
-class LayerDriver(Driver):
+class LayerDriver(Driver, kw_only=True):
     """A layer.  `open(below, options, context)` gives the source as an async context manager.
 
     `reads_only` says that the layer never writes to what is below, which is then opened without write access: many
     can share one such source, and it may be write-protected.
     """
 
-    open: Callable[[Source, Any, OpenContext], AbstractAsyncContextManager[Source]] = dataclasses.field(kw_only=True)
-    reads_only: bool = dataclasses.field(default=False, kw_only=True)
+    open: Callable[[Source, Any, OpenContext], AbstractAsyncContextManager[Source]]
+    reads_only: bool = False
 
     @property
     def synopsis(self) -> str:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 
 from nbdfs import registry, spec
+from nbdfs.records import replace
 from nbdfs.registry import PATH, SECRET, SPEC, Kind, SourceDriver
 from nbdfs.spec import Segment, Spec
 

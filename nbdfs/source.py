@@ -21,11 +21,11 @@ import abc
 import enum
 import errno
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import NamedTuple, Self
 
 from nbdfs.errors import SourceError
+from nbdfs.records import Record
 
 ALLOCATION = "base:allocation"  # NBD metadata context: which parts are allocated, which read as zero
 RESIDENT = "nbdfs:resident"  # which parts can be read without fetching them from elsewhere
@@ -63,8 +63,7 @@ class Health(enum.StrEnum):
     FAILED = "failed"  # and will not be tried again
 
 
-@dataclass(frozen=True)
-class BlockSize:
+class BlockSize(Record):
     """Request sizes in bytes, as in NBD_INFO_BLOCK_SIZE.
 
     `minimum` is a power of two that every offset and length is a multiple of; `maximum` is the
@@ -76,8 +75,7 @@ class BlockSize:
     maximum: int = 32 << 20
 
 
-@dataclass(frozen=True)
-class SourceInfo:
+class SourceInfo(Record):
     """The facts of an open source; while it is open only `Source.resize` changes one, the size.
 
     `size` is in bytes and is a multiple of `block.minimum`.  `identity` names the content
@@ -114,8 +112,7 @@ class Backing(NamedTuple):
     fixed_size: bool
 
 
-@dataclass(frozen=True)
-class Fetching:
+class Fetching(Record):
     """How a source gets on that fetches pieces of its data from peers; rates are bytes a second.
 
     `waiting` are the pieces that reads wait for.  Sources that share what is fetched give the same.

@@ -14,9 +14,9 @@ from __future__ import annotations
 import re
 import urllib.parse
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from nbdfs.errors import UsageError
+from nbdfs.records import Record
 
 _SEGMENT = re.compile(r"([a-z][a-z0-9-]*)((?:,[^,:=]+(?:=(?:[^,:]|:(?!:))*)?)*)::")
 _LEAF = re.compile(r"([a-z][a-z0-9-]*)((?:,[^,:=]+(?:=[^,:]*)?)*):(?!//)")
@@ -24,8 +24,7 @@ _FOLD = "\0"  # between the words of a folded captive server: what no argument c
 _URI = re.compile(r"([a-z][a-z0-9+.-]*)://")
 
 
-@dataclass(frozen=True)
-class Segment:
+class Segment(Record):
     """A driver's name with its options as written, in order."""
 
     name: str
@@ -35,8 +34,7 @@ class Segment:
         return self.name + "".join(f",{key}={_quote(value)}" if value else f",{key}" for key, value in self.options)
 
 
-@dataclass(frozen=True)
-class Spec:
+class Spec(Record):
     """A parsed spec: `layers` outermost first, then a leaf.
 
     The leaf is one of: a URI (`scheme` is set and `argument` the whole of it), a named source

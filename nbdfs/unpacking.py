@@ -15,13 +15,14 @@ import logging
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import trio
 
 from nbdfs.errors import SourceError, UserError
 from nbdfs.rangelock import RangeLock
+from nbdfs.records import replace
 from nbdfs.scratch import Scratch, temporary_directory, unnamed_scratch
 from nbdfs.source import ALLOCATION, MAX_SIZE, BlockSize, Caps, Layer, Source, read
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 from nbdfs.around import PASSED
+from nbdfs.records import replace
 from nbdfs.source import ALLOCATION, Backing, Extent, Layer, Source
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
 
+from nbdfs.records import Record
 from nbdfs.registry import PATH, SIZE, LayerDriver, OpenContext, choice, option
 from nbdfs.source import Source
 
 
-@dataclass(frozen=True)
-class CacheOptions:
+class CacheOptions(Record):
     cache: str = option(
         "", PATH, "directory on a local disk that keeps the blocks, also between runs; else memory does"
     )

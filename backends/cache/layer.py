@@ -13,7 +13,6 @@ from __future__ import annotations
 import errno
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import replace
 
 import trio
 
@@ -26,6 +25,7 @@ from nbdfs.errors import UsageError
 from nbdfs.nursery import serving_nursery
 from nbdfs.rangelock import RangeLock
 from nbdfs.ranges import normalise
+from nbdfs.records import replace
 from nbdfs.source import (
     ALLOCATION,
     CLOSE_TIMEOUT,

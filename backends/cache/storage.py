@@ -23,11 +23,11 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 
 from nbdfs.errors import UserError
 from nbdfs.libc import punch_hole
 from nbdfs.ranges import align_up
+from nbdfs.records import Record, replace
 from nbdfs.scratch import Scratch, memory_scratch, unnamed_scratch
 from nbdfs.source import SourceInfo
 from nbdfs.undo import unless_done
@@ -46,8 +46,7 @@ _MOST_WRITTEN = 64 << 10  # bytes of entries taken out by writing zeroes
 _ALIGN = 1 << 20
 
 
-@dataclass(frozen=True)
-class _Header:
+class _Header(Record):
     block: int
     size: int
     number: int

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
 
+from nbdfs.records import Record
 from nbdfs.registry import BOOLEAN, PATH, SIZE, LayerDriver, OpenContext, option
 from nbdfs.source import Source
 
 
-@dataclass(frozen=True)
-class CowOptions:
+class CowOptions(Record):
     overlay: str = option("", PATH, "file that keeps what is written, made if absent; else a temporary one")
     memory: bool = option(False, BOOLEAN, "keep what is written in memory and forget it in the end")
     block: int = option(4096, SIZE, "bytes that are taken over at once, a power of two")

@@ -10,7 +10,6 @@ import errno
 import os
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import replace
 
 import trio
 
@@ -26,6 +25,7 @@ from nbdfs.backends.cow.overlay import (
 )
 from nbdfs.errors import SourceError, UsageError
 from nbdfs.rangelock import RangeLock
+from nbdfs.records import replace
 from nbdfs.registry import OpenContext
 from nbdfs.source import ALLOCATION, CLOSE_TIMEOUT, HOLE, ZERO, BlockSize, Caps, Extent, Layer, Source, read
 

@@ -26,13 +26,13 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from typing import Self
 
 import trio
 
 from nbdfs.errors import NotWritableError, UserError
 from nbdfs.ranges import RangeSet, align_up
+from nbdfs.records import Record, replace
 from nbdfs.scratch import Scratch, memory_scratch, temporary_directory, unnamed_scratch
 from nbdfs.undo import unless_done
 
@@ -48,8 +48,7 @@ LARGEST_BLOCK = 1 << 20
 FINGERPRINTED = 64 << 10  # bytes at the beginning of a base: partition tables and superblocks have their UUIDs there
 
 
-@dataclass(frozen=True)
-class Base:
+class Base(Record):
     """What an overlay lies over."""
 
     size: int
@@ -73,8 +72,7 @@ def _content_at(size: int, block: int) -> int:
     return align_up(_BITMAP + align_up(-(-bits // 8), _PAGE), _ALIGN)
 
 
-@dataclass(frozen=True)
-class Header:
+class Header(Record):
     """The first bytes of an overlay file."""
 
     block: int

@@ -5,17 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
-from dataclasses import dataclass
 
 from nbdfs.errors import UsageError
+from nbdfs.records import Record
 from nbdfs.registry import DURATION, PATH, SIZE, TEXT, OpenContext, SourceDriver, option
 from nbdfs.source import Source
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class DataOptions:
+class DataOptions(Record):
     from_: str = option("", PATH, "read the string from this file; file names in it are relative to its folder")
     set: str = option("", TEXT, "variables: NAME=TEXT, several with ; between; they come before the environment's")
     size: int | None = option(None, SIZE, "cut to this size, or make that long with zeroes")

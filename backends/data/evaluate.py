@@ -13,7 +13,6 @@ import stat
 import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field, replace
 
 import trio
 
@@ -22,6 +21,7 @@ from nbdfs.backends.data.content import EMPTY, Builder, Bytes, Content, ContentE
 from nbdfs.backends.data.nodes import DataError, Place, Text
 from nbdfs.backends.data.tokens import parse_number
 from nbdfs.errors import UsageError, UserError
+from nbdfs.records import Record, field, replace
 
 _MOST_NESTED = 100  # groups, variables and included files inside each other
 _MOST_OUTPUT = 1 << 30  # bytes of a script or endless file that no slice ends
@@ -30,8 +30,7 @@ _SMALL = 64 << 10  # bytes; a file of that size or less is read at once
 _CHUNK = 1 << 20
 
 
-@dataclass(frozen=True)
-class Scope:
+class Scope(Record):
     """Where an expression is evaluated.
 
     `names` are those defined here, `outer` the scope around.  `open` are the variables and files under evaluation.
@@ -54,8 +53,7 @@ class Scope:
         return set(self.names) | (self.outer.known() if self.outer else set())
 
 
-@dataclass(frozen=True)
-class Evaluator:
+class Evaluator(Record):
     """Evaluates texts.  `files` keeps the files that their contents read from open.
 
     `variables` come before those of the environment; `timeout` is the seconds that a script may take.

@@ -7,6 +7,7 @@ from typing import Literal as OneOf
 from typing import NamedTuple
 
 from nbdfs.errors import UserError
+from nbdfs.records import Record
 
 _SHOWN = 76  # columns of the line that an error shows
 
@@ -43,8 +44,7 @@ class DataError(UserError):
         )
 
 
-@dataclass(frozen=True)
-class Variable:
+class Variable(Record):
     """`$name`, as an expression or as a number."""
 
     at: Place
@@ -54,14 +54,12 @@ class Variable:
 Number = int | Variable
 
 
-@dataclass(frozen=True)
-class Literal:
+class Literal(Record):
     at: Place
     data: bytes
 
 
-@dataclass(frozen=True)
-class Word:
+class Word(Record):
     """A number of `width` bytes; `order` is as in int.to_bytes."""
 
     at: Place
@@ -70,44 +68,37 @@ class Word:
     value: Number
 
 
-@dataclass(frozen=True)
-class File:
+class File(Record):
     at: Place
     path: str
 
 
-@dataclass(frozen=True)
-class Include:
+class Include(Record):
     at: Place
     path: str
 
 
-@dataclass(frozen=True)
-class Script:
+class Script(Record):
     at: Place
     command: str
 
 
-@dataclass(frozen=True)
-class Group:
+class Group(Record):
     at: Place
     items: tuple[Item, ...]
 
 
-@dataclass(frozen=True)
-class Name:
+class Name(Record):
     at: Place
     name: str
 
 
-@dataclass(frozen=True)
-class Repeat:
+class Repeat(Record):
     at: Place
     count: Number
 
 
-@dataclass(frozen=True)
-class Slice:
+class Slice(Record):
     """`[start:stop]`, None where left out."""
 
     at: Place
@@ -115,8 +106,7 @@ class Slice:
     stop: Number | None
 
 
-@dataclass(frozen=True)
-class Changed:
+class Changed(Record):
     """A primary with what is done to it, in order."""
 
     at: Place
@@ -124,8 +114,7 @@ class Changed:
     changes: tuple[Repeat | Slice, ...]
 
 
-@dataclass(frozen=True)
-class Define:
+class Define(Record):
     """`operand -> \\name`: gives the name a meaning, and no bytes."""
 
     at: Place
@@ -133,8 +122,7 @@ class Define:
     operand: Expression
 
 
-@dataclass(frozen=True)
-class Seek:
+class Seek(Record):
     """`how` is one of `@`, `@+`, `@-`, `@^`."""
 
     at: Place

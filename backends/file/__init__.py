@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import urllib.parse
-from dataclasses import dataclass
 
 from nbdfs.errors import UsageError
+from nbdfs.records import Record
 from nbdfs.registry import BOOLEAN, OpenContext, SourceDriver, option
 from nbdfs.source import Source
 
 
-@dataclass(frozen=True)
-class Options:
+class Options(Record):
     direct: bool = option(False, BOOLEAN, "go past the page cache (O_DIRECT)")
     discard: bool = option(True, BOOLEAN, "give the space of what is trimmed or zeroed back")
     lock: bool = option(True, BOOLEAN, "let no other program that takes locks write to the file meanwhile")

@@ -9,12 +9,12 @@ import mmap
 import os
 import stat
 import struct
-from dataclasses import dataclass
 
 from nbdfs import libc
 from nbdfs.errors import NotWritableError, UserError
 from nbdfs.fileio import LOCAL
 from nbdfs.ranges import align_down
+from nbdfs.records import Record
 from nbdfs.undo import unless_done
 
 log = logging.getLogger(__name__)
@@ -30,8 +30,7 @@ _OTHER_KINDS = {
 _RESIDENT = {0x01021994: "tmpfs"}
 
 
-@dataclass(frozen=True)
-class Opened:
+class Opened(Record):
     """An open file: `size` in bytes, `block` the alignment its requests need.
 
     `local`: its page cache is near.  `resident`: its page cache is all there is of it.

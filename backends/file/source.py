@@ -18,7 +18,6 @@ import os
 import stat
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Self, TypeVar
 
 import trio
@@ -27,6 +26,7 @@ from nbdfs import eager, libc
 from nbdfs.backends.file.opening import Opened, open_path
 from nbdfs.errors import SourceError
 from nbdfs.fileio import data_runs, read_whole, write_whole
+from nbdfs.records import replace
 from nbdfs.source import ALLOCATION, HOLE, ZERO, Backing, BlockSize, Caps, Extent, Source, SourceInfo
 from nbdfs.throttle import Throttle
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from nbdfs.records import Record
 from nbdfs.registry import BOOLEAN, COMMAND, DURATION, INTEGER, PATH, SECRET, TEXT, choice, option
 from nbdfs.secret import Secret
 
 
-@dataclass(frozen=True)
-class HttpOptions:
+class HttpOptions(Record):
     user: str = option("", TEXT, "user name for basic or digest authentication")
     password: Secret | None = option(None, SECRET, "its password")
     headers: Secret | None = option(None, SECRET, "more request headers, 'Name: value', one a line")

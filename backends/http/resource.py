@@ -10,7 +10,6 @@ import logging
 import re
 from collections.abc import Mapping
 from contextlib import aclosing
-from dataclasses import dataclass
 
 import trio
 
@@ -18,6 +17,7 @@ from nbdfs.backends.http.remote import Remote
 from nbdfs.backends.http.wire import Response, WireError
 from nbdfs.errors import SourceError
 from nbdfs.ranges import pieces
+from nbdfs.records import Record
 from nbdfs.source import MAX_SIZE, BlockSize, Caps, Health, Source, SourceInfo
 
 log = logging.getLogger(__name__)
@@ -27,8 +27,7 @@ _BLOCK = BlockSize(1, 256 << 10, 64 << 20)
 _RANGE = re.compile(r"bytes (?:(\d{1,19})-(\d{1,19})|\*)/(\d{1,19}|\*)")
 
 
-@dataclass(frozen=True)
-class Facts:
+class Facts(Record):
     """What a probe found.  `ranges` says whether the server sent just the range; `size` is None if it did not tell."""
 
     size: int | None

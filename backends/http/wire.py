@@ -9,9 +9,10 @@ from __future__ import annotations
 import abc
 import urllib.parse
 from collections.abc import AsyncGenerator, Iterable, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
+
+from nbdfs.records import Record
 
 _CHUNK = 64 << 10  # bytes received at once where nobody has said how much is wanted
 
@@ -30,8 +31,7 @@ class UntrustedError(Exception):
     """The server's certificate is not accepted."""
 
 
-@dataclass(frozen=True)
-class Proxy:
+class Proxy(Record):
     """An HTTP proxy: its URL without user and password, and these."""
 
     url: str

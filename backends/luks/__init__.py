@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
 
+from nbdfs.records import Record
 from nbdfs.registry import BOOLEAN, INTEGER, SECRET, SIZE, SPEC, LayerDriver, OpenContext, option
 from nbdfs.secret import Secret
 from nbdfs.source import Source
 
 
-@dataclass(frozen=True)
-class LuksOptions:
+class LuksOptions(Record):
     passphrase: Secret | None = option(None, SECRET, "what opens a key slot; a file is taken whole, newline and all")
     keyfile_offset: int = option(0, SIZE, "where in the passphrase to begin")
     keyfile_size: int = option(0, SIZE, "how much of the passphrase to use; 0 stands for all that follows")

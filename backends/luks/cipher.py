@@ -9,7 +9,6 @@ import hashlib
 import re
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -18,6 +17,7 @@ from cryptography.hazmat.primitives.ciphers.algorithms import AES, SM4
 
 from nbdfs.backends.luks.volume import SECTOR, HeaderError
 from nbdfs.backends.luks.xts import BLOCK, CHUNK, FillIv, Words, Xts, ecb
+from nbdfs.records import Record
 
 _ALGORITHMS: dict[str, type[Any]] = {"aes": AES, "camellia": Camellia, "seed": SEED, "sm4": SM4}
 _KEY_SIZES = {"aes": (16, 24, 32), "camellia": (16, 24, 32), "seed": (16,), "sm4": (16,)}  # bytes
@@ -45,8 +45,7 @@ class Piece(NamedTuple):
 _Operation = Callable[[memoryview, memoryview, Words], None]
 
 
-@dataclass(frozen=True)
-class CipherName:
+class CipherName(Record):
     """A cipher as LUKS writes it: algorithm-mode-iv[:hash]."""
 
     text: str

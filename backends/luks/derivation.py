@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import time
 
 from nbdfs.backends.luks.kdf import DEFAULT_MEMORY, Budget, derive, pbkdf2
 from nbdfs.backends.luks.volume import Kdf
 from nbdfs.errors import UserError
+from nbdfs.records import Record, replace
 from nbdfs.units import format_size
 
 SALT_LENGTH = 32  # bytes
@@ -20,8 +20,7 @@ _LEAST_MEMORY, _LEAST_TIME, _MOST_LANES = 32 << 10, 4, 4  # KiB; passes; as cryp
 _SAMPLE_ITERATIONS, _SAMPLE_MEMORY = 50_000, 64 << 10  # KiB
 
 
-@dataclasses.dataclass(frozen=True)
-class Effort:
+class Effort(Record):
     """What a new key slot shall cost.
 
     `kind` as in `Kdf`; `seconds` for one derivation, unless `iterations` says how many; `memory` in bytes is the most
@@ -61,7 +60,7 @@ def digest_iterations(effort: Effort, size: int) -> int:
     """Iterations of PBKDF2 for a digest of `size` bytes."""
     if effort.iterations and effort.kind == "pbkdf2":
         return max(effort.iterations // _DIGEST_SHARE, LEAST_ITERATIONS)
-    return _iterations(dataclasses.replace(effort, iterations=None, seconds=effort.seconds / _DIGEST_SHARE), size)
+    return _iterations(replace(effort, iterations=None, seconds=effort.seconds / _DIGEST_SHARE), size)
 
 
 def make_digest(key: bytes, name: str, salt: bytes, iterations: int, size: int) -> bytes:

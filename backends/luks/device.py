@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 
 from nbdfs.backends.luks import header1, header2
 from nbdfs.backends.luks.header1 import Luks1
 from nbdfs.backends.luks.header2 import Luks2
 from nbdfs.backends.luks.volume import Header, HeaderError
+from nbdfs.records import Record
 from nbdfs.source import Source, read
 
 log = logging.getLogger(__name__)
@@ -29,8 +29,7 @@ _PROBED = 0x10048  # bytes
 BLANK = "this is all zeroes"
 
 
-@dataclass(frozen=True)
-class Found:
+class Found(Record):
     """A header, and the same as it is written (of LUKS2, the copy it comes from)."""
 
     header: Header

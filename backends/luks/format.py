@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import uuid
-from dataclasses import dataclass, field
 
 import trio
 
@@ -18,6 +17,7 @@ from nbdfs.backends.luks.keys import add_key, write_header
 from nbdfs.backends.luks.volume import SECTOR, HeaderError
 from nbdfs.errors import UserError
 from nbdfs.ranges import align_up, pieces
+from nbdfs.records import Record, field
 from nbdfs.source import Source
 from nbdfs.units import format_size
 
@@ -28,8 +28,7 @@ _WIPE = 1 << 20  # bytes zeroed at once
 _DIGEST_2 = 32  # bytes
 
 
-@dataclass(frozen=True)
-class Volume:
+class Volume(Record):
     """What shall be made.  `key_size` is in bytes; `detached` means that only a header is made, for data elsewhere."""
 
     version: int = 2

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import struct
 
 from nbdfs.backends.luks.cipher import CipherName, check_hash
 from nbdfs.backends.luks.volume import SECTOR, Digest, Header, HeaderError, Kdf, Keyslot, Segment
+from nbdfs.records import Record, replace
 
 MAGIC = b"LUKS\xba\xbe"
 LENGTH = 592  # bytes
@@ -21,8 +21,7 @@ _ENABLED, _DISABLED = 0x00AC71F3, 0x0000DEAD
 _MOST_STRIPES = 1 << 16
 
 
-@dataclasses.dataclass(frozen=True)
-class RawSlot:
+class RawSlot(Record):
     """A slot as it is written; `offset` is in sectors."""
 
     enabled: bool
@@ -32,8 +31,7 @@ class RawSlot:
     stripes: int
 
 
-@dataclasses.dataclass(frozen=True)
-class Luks1:
+class Luks1(Record):
     """The fields of the header as they are written; `payload` is in sectors."""
 
     cipher: str
@@ -85,7 +83,7 @@ def parse(data: bytes, device_size: int, *, detached: bool) -> Header:
     try:
         CipherName.parse(encryption).check_key_size(raw.key_size)
     except HeaderError as error:
-        segment = dataclasses.replace(segment, trouble=str(error))
+        segment = replace(segment, trouble=str(error))
         if not 0 < raw.key_size <= 512:
             raise HeaderError(f"LUKS1 with a key of {raw.key_size} bytes makes no sense") from error
     name = check_hash(raw.hash.lower())

@@ -6,7 +6,6 @@ A header is stored twice; `Luks2` is one copy, whose checksum was right.
 from __future__ import annotations
 
 import base64
-import dataclasses
 import hashlib
 import hmac
 import json
@@ -18,6 +17,7 @@ from typing import Any
 from nbdfs.backends.luks.cipher import CipherName, check_hash
 from nbdfs.backends.luks.json_fields import Fields
 from nbdfs.backends.luks.volume import SECTOR, Digest, Header, HeaderError, Kdf, Keyslot, Segment
+from nbdfs.records import Record
 
 MAGICS = (b"LUKS\xba\xbe", b"SKUL\xba\xbe")  # of the primary and the secondary copy
 BINARY = 4096  # bytes of the binary header
@@ -31,8 +31,7 @@ _KEYSLOT_TYPES, _KDFS = ("luks2",), ("pbkdf2", "argon2i", "argon2id")
 _TOP = {"keyslots", "tokens", "segments", "digests", "config"}
 
 
-@dataclasses.dataclass(frozen=True)
-class Luks2:
+class Luks2(Record):
     """One copy of the header.  `size` is in bytes, `place` where it lies, `metadata` the parsed JSON area."""
 
     size: int

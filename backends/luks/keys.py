@@ -8,7 +8,6 @@ each moment one of them is whole.
 from __future__ import annotations
 
 import copy
-import dataclasses
 import os
 from typing import Any
 
@@ -24,6 +23,7 @@ from nbdfs.backends.luks.keyslot import seal
 from nbdfs.backends.luks.volume import SECTOR, Kdf, Keyslot
 from nbdfs.errors import UserError
 from nbdfs.ranges import align_up, pieces
+from nbdfs.records import replace
 from nbdfs.source import Source
 
 _MOST_SLOTS = 32  # of LUKS2
@@ -37,7 +37,7 @@ async def add_key(device: Source, found: Found, key: bytes, passphrase: bytes, e
     written = found.written
     number = _free_number(found, wish)
     if isinstance(written, Luks1):
-        effort = dataclasses.replace(effort, kind="pbkdf2", hash=written.hash)
+        effort = replace(effort, kind="pbkdf2", hash=written.hash)
         kdf = await trio.to_thread.run_sync(new_kdf, effort, len(key))
         await _write_material(device, _slot1(written, number, kdf), passphrase, key)
         await write_header(device, _with_slot1(written, number, kdf))
@@ -69,7 +69,7 @@ async def write_header(device: Source, written: Luks1 | Luks2) -> None:
         await device.flush()
         return
     for place in (0, written.size):
-        data = dataclasses.replace(written, place=place, sequence=written.sequence + 1).pack()
+        data = replace(written, place=place, sequence=written.sequence + 1).pack()
         await device.pwrite(memoryview(data), place)
         await device.flush()
 
@@ -105,14 +105,14 @@ def _slot1(written: Luks1, number: int, kdf: Kdf) -> Keyslot:
 
 def _with_slot1(written: Luks1, number: int, kdf: Kdf) -> Luks1:
     slots = list(written.slots)
-    slots[number] = dataclasses.replace(slots[number], enabled=True, iterations=kdf.iterations, salt=kdf.salt)
-    return dataclasses.replace(written, slots=tuple(slots))
+    slots[number] = replace(slots[number], enabled=True, iterations=kdf.iterations, salt=kdf.salt)
+    return replace(written, slots=tuple(slots))
 
 
 def _without_slot1(written: Luks1, number: int) -> Luks1:
     slots = list(written.slots)
-    slots[number] = dataclasses.replace(slots[number], enabled=False, iterations=0, salt=bytes(header1.SALT_LENGTH))
-    return dataclasses.replace(written, slots=tuple(slots))
+    slots[number] = replace(slots[number], enabled=False, iterations=0, salt=bytes(header1.SALT_LENGTH))
+    return replace(written, slots=tuple(slots))
 
 
 def _slot2(written: Luks2, number: int, kdf: Kdf, key_size: int, hash_name: str) -> Keyslot:
@@ -141,7 +141,7 @@ def _with_slot2(written: Luks2, slot: Keyslot, found: Found) -> Luks2:
     metadata["keyslots"][str(slot.number)] = keyslot_json(slot)
     digest = found.header.digest_of(found.header.data_segment())
     metadata["digests"][str(digest.number)]["keyslots"].append(str(slot.number))
-    return dataclasses.replace(written, metadata=metadata)
+    return replace(written, metadata=metadata)
 
 
 def _without_slot2(written: Luks2, number: int) -> Luks2:
@@ -150,7 +150,7 @@ def _without_slot2(written: Luks2, number: int) -> Luks2:
     for user in [*metadata["digests"].values(), *metadata["tokens"].values()]:
         if "keyslots" in user:  # a token is what its maker wrote
             user["keyslots"] = [name for name in user["keyslots"] if name != str(number)]
-    return dataclasses.replace(written, metadata=metadata)
+    return replace(written, metadata=metadata)
 
 
 def keyslot_json(slot: Keyslot) -> dict[str, Any]:

@@ -7,7 +7,6 @@ import logging
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import replace
 
 import trio
 
@@ -21,6 +20,7 @@ from nbdfs.backends.luks.volume import SECTOR, Header, HeaderError, Segment
 from nbdfs.backends.luks.xts import CHUNK
 from nbdfs.errors import UsageError, UserError
 from nbdfs.ranges import align_down, pieces
+from nbdfs.records import replace
 from nbdfs.registry import OpenContext
 from nbdfs.source import ALLOCATION, HOLE, RESIDENT, BlockSize, Caps, Extent, Layer, Source
 from nbdfs.together import Together

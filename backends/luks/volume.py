@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from nbdfs.errors import UserError
+from nbdfs.records import Record
 
 SECTOR = 512  # bytes; offsets in LUKS1 and initialisation vectors count these
 
@@ -13,8 +12,7 @@ class HeaderError(UserError):
     """A header that is not one, is damaged, or asks for what is not supported."""
 
 
-@dataclass(frozen=True)
-class Kdf:
+class Kdf(Record):
     """How a passphrase becomes a key: `kind` is pbkdf2 (with `hash`), argon2i or argon2id.
 
     `iterations` is argon2's time cost too; `memory` is in KiB.
@@ -28,8 +26,7 @@ class Kdf:
     lanes: int = 1
 
 
-@dataclass(frozen=True)
-class Keyslot:
+class Keyslot(Record):
     """One copy of the volume key, `key_size` bytes, split in `stripes` and encrypted in an area of the header device.
 
     `priority`: 2 is tried first, then 1; 0 only if asked for by number.
@@ -47,8 +44,7 @@ class Keyslot:
     priority: int = 1
 
 
-@dataclass(frozen=True)
-class Digest:
+class Digest(Record):
     """What tells a right volume key from a wrong one: PBKDF2 of it."""
 
     number: int
@@ -60,8 +56,7 @@ class Digest:
     segments: frozenset[int]
 
 
-@dataclass(frozen=True)
-class Segment:
+class Segment(Record):
     """Where the data lies and how it is encrypted.  `size` None reaches to the end of the device.
 
     `trouble` says why it cannot be opened, if so.
@@ -76,8 +71,7 @@ class Segment:
     trouble: str = ""
 
 
-@dataclass(frozen=True)
-class Header:
+class Header(Record):
     """A whole header.  `length` is the size of all of it with its keyslots; `trouble` says why it cannot be opened.
 
     `notes` are for the log.

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from nbdfs.records import Record
 from nbdfs.registry import BOOLEAN, OpenContext, SourceDriver, option
 from nbdfs.source import Source
 from nbdfs.units import parse_size
 
 
-@dataclass(frozen=True)
-class Options:
+class Options(Record):
     mlock: bool = option(False, BOOLEAN, "never let what is stored be swapped out")
     hugepages: bool = option(False, BOOLEAN, "take all of it up front from the pool of huge pages")
 

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
 
 from nbdfs.errors import UsageError, UserError
 from nbdfs.nbd.uri import SCHEMES, TlsOptions, Uri, parse_uri
+from nbdfs.records import Record, fields
 from nbdfs.registry import BOOLEAN, DURATION, INTEGER, PATH, SIZE, TEXT, OpenContext, SourceDriver, option
 from nbdfs.source import Source
 
 _MOST_CONNECTIONS = 1024
 
 
-@dataclass(frozen=True)
-class NbdOptions:
+class NbdOptions(Record):
     connections: int = option(4, INTEGER, "how many connections to use, if the server can share an export between them")
     timeout: float = option(30.0, DURATION, "how long a request waits for its answer, also while reconnecting")
     reconnect: bool = option(True, BOOLEAN, "connect again when the server goes away")
@@ -50,7 +49,7 @@ def uri_of(argument: str, options: NbdOptions) -> Uri:
     own, usual = uri.tls_options, TlsOptions()
     merged = {
         name: value if (value := getattr(given, name)) != getattr(usual, name) else getattr(own, name)
-        for name in TlsOptions.__dataclass_fields__
+        for name in fields(TlsOptions)
     }
     return Uri(uri.address, uri.export, True, TlsOptions(**merged))
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 
 from nbdfs.errors import UsageError
+from nbdfs.records import Record
 from nbdfs.registry import INTEGER, SIZE, TEXT, LayerDriver, OpenContext, option
 from nbdfs.source import Source
 
 
-@dataclass(frozen=True)
-class PartitionOptions:
+class PartitionOptions(Record):
     number: int = option(0, INTEGER, "its number; logical partitions of an MBR count from 5")
     label: str = option("", TEXT, "its name in a GPT")
     uuid: str = option("", TEXT, "its own UUID in a GPT; in an MBR DISKID-NN, as blkid calls it")

@@ -10,9 +10,9 @@ import logging
 import struct
 import uuid
 import zlib
-from dataclasses import dataclass
 
 from nbdfs.errors import UserError
+from nbdfs.records import Record
 from nbdfs.source import Source, read
 
 log = logging.getLogger(__name__)
@@ -30,8 +30,7 @@ _GPT_SIGNATURE = b"EFI PART"
 _LARGEST_TABLE = 1 << 20  # bytes of entries that are read
 
 
-@dataclass(frozen=True)
-class Partition:
+class Partition(Record):
     """A partition: `start` and `size` in bytes; `uuid` in lower case."""
 
     number: int

@@ -11,10 +11,10 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from nbdfs.errors import UsageError, UserError
+from nbdfs.records import Record
 from nbdfs.registry import (
     BOOLEAN,
     DURATION,
@@ -53,8 +53,7 @@ _PREFETCH = Kind("all|none|SIZE", _parse_prefetch)
 _LISTEN = Kind("ADDRESS[:PORT]", _parse_listen)
 
 
-@dataclass(frozen=True)
-class Options:
+class Options(Record):
     file: str = option("", TEXT, "path or glob of the file to show; default the largest")
     prefetch: int = option(0, _PREFETCH, "fetch all, or so much from the start, also without a read")
     cache: str = option("", PATH, "folder that keeps what was fetched between runs; default a temporary one")

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any
 
 import libtorrent
@@ -25,6 +24,7 @@ import trio
 from nbdfs.backends.torrent.membership import Membership
 from nbdfs.backends.torrent.metainfo import LARGEST
 from nbdfs.errors import SourceError
+from nbdfs.records import replace
 
 log = logging.getLogger(__name__)
 

@@ -6,9 +6,9 @@ import base64
 import binascii
 import re
 import urllib.parse
-from dataclasses import dataclass
 
 from nbdfs.errors import UsageError
+from nbdfs.records import Record
 
 SCHEME = "magnet:"
 _TOPIC = re.compile(r"xt(\.[0-9]+)?")
@@ -16,8 +16,7 @@ _V1 = "urn:btih:"
 _V2 = "urn:btmh:1220"  # a multihash: SHA-256, 32 bytes
 
 
-@dataclass(frozen=True)
-class Magnet:
+class Magnet(Record):
     """What a link says; hashes are hexadecimal, empty where there is none of that version."""
 
     v1: str

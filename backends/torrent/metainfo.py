@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 from nbdfs.backends.torrent.bencode import Decoder
 from nbdfs.errors import UserError
+from nbdfs.records import Record, replace
 from nbdfs.source import MAX_SIZE
 
 LARGEST = 64 << 20  # bytes of a .torrent file
@@ -30,8 +30,7 @@ class MetainfoError(UserError):
     """The torrent makes no sense; the message goes after its name."""
 
 
-@dataclass(frozen=True)
-class File:
+class File(Record):
     """A file of `length` bytes that begins at byte `offset` of the torrent.
 
     `path` is as written, below the torrent's own name; it is empty for the file of a torrent of one.  `index` counts
@@ -44,8 +43,7 @@ class File:
     index: int
 
 
-@dataclass(frozen=True)
-class Metainfo:
+class Metainfo(Record):
     """A torrent.  Hashes are hexadecimal and empty where it has none of that version."""
 
     name: bytes
@@ -72,8 +70,7 @@ class Metainfo:
         return len(self.files) == 1 and not self.files[0].path
 
 
-@dataclass(frozen=True)
-class _Entry:
+class _Entry(Record):
     path: Path
     length: int
     attributes: bytes

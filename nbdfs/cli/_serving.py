@@ -7,7 +7,6 @@ import logging
 import ssl
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
 
 from nbdfs.errors import UsageError
 from nbdfs.live import Exports
@@ -31,6 +30,7 @@ from nbdfs.nbd.uri import (
     parse_vsock_number,
     socket_path,
 )
+from nbdfs.records import Record, replace
 from nbdfs.units import parse_duration
 
 log = logging.getLogger(__name__)
@@ -38,8 +38,7 @@ log = logging.getLogger(__name__)
 DEFAULTS = Limits()
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(Record):
     """Where to serve: NBD URIs, sockets from systemd, a descriptor that listens, standard input and output."""
 
     uris: tuple[Uri, ...] = ()
@@ -48,8 +47,7 @@ class Place:
     stdio: bool = False
 
 
-@dataclass(frozen=True)
-class Service:
+class Service(Record):
     """How to serve."""
 
     place: Place

@@ -7,7 +7,6 @@ When the command succeeds the copy is complete and flushed.  DST may be null: to
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 from typing import TextIO
 
@@ -16,6 +15,7 @@ from nbdfs.cli.main import Parser
 from nbdfs.copying import CopyOptions, Summary, copy
 from nbdfs.errors import UsageError, UserError
 from nbdfs.progress import Bar, Display, Lines, human_size
+from nbdfs.records import as_dict, fields
 from nbdfs.spec import parse
 from nbdfs.units import parse_size
 
@@ -74,7 +74,7 @@ def add_copy_arguments(parser: argparse.ArgumentParser, default: CopyOptions) ->
 
 def options_of(arguments: argparse.Namespace) -> CopyOptions:
     """The copy options among the arguments, whichever of them the command has."""
-    names = {field.name for field in dataclasses.fields(CopyOptions)}
+    names = fields(CopyOptions)
     given = {name: value for name, value in vars(arguments).items() if name in names}
     return CopyOptions(**given, block_hash=arguments.blkhash, digests=tuple(getattr(arguments, "digest", ())))
 
@@ -96,7 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         import json
 
-        print(json.dumps(dataclasses.asdict(summary), indent=2), file=out)
+        print(json.dumps(as_dict(summary), indent=2), file=out)
     print_hashes(summary, arguments.blkhash_file, silent=arguments.json, out=out)
     if isinstance(display, Bar):
         print(_sentence(summary), file=sys.stderr)

@@ -11,7 +11,6 @@ import argparse
 import logging
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from dataclasses import replace
 from functools import partial
 
 import trio
@@ -30,6 +29,7 @@ from nbdfs.live import Exports
 from nbdfs.mount import Order
 from nbdfs.nbd.uri import Uri
 from nbdfs.progress import Shows, showing
+from nbdfs.records import replace
 from nbdfs.units import format_size
 
 log = logging.getLogger(__name__)

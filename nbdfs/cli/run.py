@@ -10,7 +10,6 @@ import argparse
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
 
 import trio
 
@@ -25,6 +24,7 @@ from nbdfs.live import Exports
 from nbdfs.mount import Order
 from nbdfs.nbd.uri import Address
 from nbdfs.progress import Shows, showing
+from nbdfs.records import replace
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

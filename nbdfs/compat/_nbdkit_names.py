@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 
 from nbdfs.errors import UsageError
 from nbdfs.nbd.uri import Unix, Uri
+from nbdfs.records import Record, field
 from nbdfs.units import parse_number, parse_size
 
 _YES = ("1", "true", "t", "yes", "y", "on")
 _NO = ("0", "false", "f", "no", "n", "off")
 
 
-@dataclass(frozen=True)
-class Key:
+class Key(Record):
     """Where a key=value of nbdkit goes: the options of the driver (blanks between), with the value changed by `value`.
 
     A key without an option is about nbdkit's own ways: `value` makes sure that nothing is lost by leaving it out.
@@ -25,8 +24,7 @@ class Key:
     value: Callable[[str], str] = str
 
 
-@dataclass(frozen=True)
-class Plugin:
+class Plugin(Record):
     """A source.  `argument` are the keys that give its argument, the first one the plugin's magic key; `made` is what
     the source makes of it."""
 
@@ -38,8 +36,7 @@ class Plugin:
     made: Callable[[str], str] = str
 
 
-@dataclass(frozen=True)
-class Filter:
+class Filter(Record):
     """A layer, and the keys that it takes from the command line.  An `idle` one does nothing without any."""
 
     layer: str

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 
 import trio
 
@@ -21,6 +20,7 @@ from nbdfs.errors import UsageError
 from nbdfs.fuse.options import HELP, MountOptions, parse_options
 from nbdfs.fuse.target import clear_stale
 from nbdfs.nbd.uri import Tcp, Unix, Uri, Vsock, parse_port, parse_vsock_number
+from nbdfs.records import replace
 from nbdfs.spec import Segment, Spec
 from nbdfs.stack import plan
 from nbdfs.units import parse_number

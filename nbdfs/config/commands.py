@@ -9,13 +9,13 @@ import argparse
 import functools
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nbdfs.config.reader import Document, Path
 from nbdfs.config.stacks import check_keys, spec_text
 from nbdfs.errors import UsageError
 from nbdfs.names import check_free, specs_by_name
+from nbdfs.records import Record
 
 if TYPE_CHECKING:
     from nbdfs.cli.main import Parser
@@ -27,8 +27,7 @@ KINDS = tuple(_OWN)
 _NOT_HERE = {"help", "background", "config", "run", "stdio", "fd"}
 
 
-@dataclass(frozen=True)
-class Command:
+class Command(Record):
     """A mount or a server of a file: `files` are specs by name (one of the empty name is the only one)."""
 
     kind: str

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -12,6 +11,7 @@ from typing import Any, Self
 from nbdfs.control import place, protocol
 from nbdfs.control.protocol import Request, RequestError
 from nbdfs.errors import UsageError, UserError, reason
+from nbdfs.records import Record
 
 _CONNECT = 2.0  # seconds
 _REPLY = 150.0  # seconds: a little more than the other end takes at most
@@ -65,8 +65,7 @@ class Client:
         return line
 
 
-@dataclass(frozen=True)
-class Process:
+class Process(Record):
     """What a process tells about itself, or why it does not: `facts` is then empty."""
 
     path: Path

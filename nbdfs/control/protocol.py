@@ -10,8 +10,9 @@ from __future__ import annotations
 import enum
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
+
+from nbdfs.records import Record, field
 
 LONGEST_REQUEST = 64 << 10  # bytes
 
@@ -38,8 +39,7 @@ class RequestError(Exception):
         self.notification = notification
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(Record):
     """A call of a method; `id` comes back in its reply."""
 
     method: str

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from nbdfs.control.client import Process
+from nbdfs.records import Record
 
 Facts = Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(Record):
     """An export of a process.  Rates are in bytes a second, None where they are not known.
 
     In passthrough the kernel counts nothing for us; what passes the process all the same (NBD clients) is known.

@@ -8,7 +8,6 @@ import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import ExitStack, asynccontextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import trio
@@ -18,6 +17,7 @@ from nbdfs.control import place, protocol
 from nbdfs.control.protocol import LONGEST_REQUEST, Code, Request, RequestError
 from nbdfs.errors import UserError, reason
 from nbdfs.nursery import serving_nursery
+from nbdfs.records import Record, field
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +30,7 @@ _ALSO: Mapping[type, tuple[type, ...]] = {float: (float, int)}  # types of JSON 
 _CREDENTIALS = struct.Struct("=iII")  # struct ucred: pid, uid, gid
 
 
-@dataclass(frozen=True)
-class Method:
+class Method(Record):
     """What a client can call.  `parameters` are the types of those it must give, `options` of those it may."""
 
     call: Callable[..., Awaitable[object]]

@@ -70,7 +70,7 @@ class _Job:
         try:
             size = await self.sides.open(stack)
         except UserError as error:
-            if not self.begun.done:
+            if not self.begun.touched:
                 raise
             name = self.sides.destination_name
             raise UserError(f"{error}; {name} is incomplete, {self.begun.done.total} bytes are there") from error

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 from nbdfs.errors import UsageError, UserError
 from nbdfs.progress import Progress
 from nbdfs.ranges import RangeSet
+from nbdfs.records import Record, field
 from nbdfs.source import SourceInfo
 
 SPARSE = 4096  # bytes; the least block in which zeroes are looked for
@@ -14,8 +13,7 @@ LARGEST_ALIGN = 64 << 10  # bytes; a preferred block size above that is a wish t
 LARGEST_REQUEST = 32 << 20  # bytes; NBD clients and servers agree on no more
 
 
-@dataclass(frozen=True)
-class CopyOptions:
+class CopyOptions(Record):
     """How to copy.  Sizes in bytes; `sparse` None chooses a block size, 0 looks for no zeroes.
 
     `blank` says that the destination reads as zero everywhere.  `compare_zeroes` asks the destination which ranges are
@@ -53,23 +51,26 @@ class CopyOptions:
             raise UsageError(f"the queue size must be at least 1 byte, not {self.queue_size}")
 
 
-@dataclass
 class Counters:
     """Bytes by what was done with them, and how often a request was tried again."""
 
-    copied: int = 0
-    zeroed: int = 0
-    skipped: int = 0
-    retries: int = 0
+    def __init__(self) -> None:
+        self.copied = 0
+        self.zeroed = 0
+        self.skipped = 0
+        self.retries = 0
 
 
-@dataclass
-class Begun:
-    """What of a copy was done before, in the same command; `created` if the destination was made for it."""
+class Begun(Record):
+    """What of a copy was done before, in the same command.
+
+    `created` if the destination was made for it, `touched` if it may have changed, by writes too that nobody answered.
+    """
 
     done: RangeSet = field(default_factory=RangeSet)
     counters: Counters = field(default_factory=Counters)
     created: bool = False
+    touched: bool = False
 
 
 def check_whole(name: str, source: SourceInfo) -> None:
@@ -86,8 +87,7 @@ def incomplete(name: str, progress: Progress) -> str:
     return text
 
 
-@dataclass
-class Summary:
+class Summary(Record):
     """What a copy did, in bytes and seconds, ready for JSON.
 
     `way` is how the bytes moved: `files`, `memory` or `requests`.  `skipped` was right at the destination before, or

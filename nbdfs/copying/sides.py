@@ -6,7 +6,6 @@ neither; nothing is created before the source is open.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import sys
 from contextlib import AsyncExitStack
@@ -17,6 +16,7 @@ from nbdfs.copying import files
 from nbdfs.copying.options import CopyOptions, check_whole
 from nbdfs.errors import UsageError, UserError
 from nbdfs.plans import Plan, plan
+from nbdfs.records import replace
 from nbdfs.source import Backing
 from nbdfs.spec import Spec
 from nbdfs.stack import open_stack
@@ -152,4 +152,4 @@ def _tuned(planned: Plan, options: CopyOptions) -> Plan:
         for name, value in tuned.items()
         if name in known and getattr(planned.options, name) == known[name] and isinstance(known[name], int)
     }
-    return dataclasses.replace(planned, options=dataclasses.replace(planned.options, **changes))
+    return replace(planned, options=replace(planned.options, **changes))

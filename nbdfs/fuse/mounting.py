@@ -14,12 +14,12 @@ import shutil
 import socket
 import stat
 import subprocess
-from dataclasses import dataclass
 
 from nbdfs import libc
 from nbdfs.errors import UserError
 from nbdfs.fuse.keeper import Keeper
 from nbdfs.fuse.options import MountOptions
+from nbdfs.records import Record
 
 log = logging.getLogger(__name__)
 
@@ -29,8 +29,7 @@ _BEYOND_FUSERMOUNT = ("nodiratime", "strictatime")
 _SECONDS = 20.0  # that fusermount3 may take
 
 
-@dataclass(frozen=True)
-class Mount:
+class Mount(Record):
     """A line of /proc/self/mountinfo."""
 
     target: str

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 from nbdfs.errors import UsageError
+from nbdfs.records import Record, replace
 from nbdfs.registry import nearest
 from nbdfs.units import parse_duration, parse_number
 
@@ -18,8 +17,7 @@ MS_NODIRATIME, MS_RELATIME, MS_STRICTATIME = 2048, 1 << 21, 1 << 24
 _LARGEST_ID = 0xFFFFFFFE  # of a user or group; chown(2) takes the next one for none
 
 
-@dataclass(frozen=True)
-class MountOptions:
+class MountOptions(Record):
     """How a mount behaves.  `timeout` is in seconds; `passthrough` None means where it is possible."""
 
     readonly: bool = False
@@ -137,7 +135,7 @@ def parse_options(texts: Iterable[str]) -> MountOptions:
         if field in found:
             raise UsageError(f"-o: '{item}' comes after another value of the same option")
         found[field] = chosen
-    options = dataclasses.replace(MountOptions(), **found)  # type: ignore[arg-type]
+    options = replace(MountOptions(), **found)
     if options.writeback and options.passthrough:
         raise UsageError("-o: writeback and passthrough exclude each other")
     return options

@@ -11,7 +11,7 @@ import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 
 import pyfuse3
@@ -28,6 +28,7 @@ from nbdfs.fuse.options import MountOptions
 from nbdfs.fuse.passthrough import Passthrough
 from nbdfs.fuse.tree import ROOT, File, Tree
 from nbdfs.fuse.wire import InitFlag, InitReply, InitRequest, OpenFlag
+from nbdfs.records import replace
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import enum
 import struct
-from dataclasses import dataclass
+
+from nbdfs.records import Record
 
 
 class Opcode(enum.IntEnum):
@@ -102,8 +103,7 @@ REQUEST_SIZE = MAX_WRITE + 4096  # bytes: the largest message from the kernel
 LEAST_MINOR = 31  # Linux 5.4: the oldest protocol the data plane speaks
 
 
-@dataclass(frozen=True)
-class InitRequest:
+class InitRequest(Record):
     """What the kernel offers in FUSE_INIT."""
 
     major: int
@@ -119,8 +119,7 @@ class InitRequest:
         return cls(major, minor, readahead, flags)
 
 
-@dataclass(frozen=True)
-class InitReply:
+class InitReply(Record):
     """What we take: protocol minor, flags, limits in bytes, requests and pages."""
 
     minor: int

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import replace
 
 from nbdfs.backends.nbd import uri_of
 from nbdfs.backends.nbd.remote import Remote
@@ -20,6 +19,7 @@ from nbdfs.nbd.proto import constants as nbd
 from nbdfs.nbd.proto.answers import RemoteExport, ServerFacts
 from nbdfs.nbd.target import Target, target_of_captive, target_of_descriptor, target_of_uri
 from nbdfs.nbd.uri import Uri
+from nbdfs.records import replace
 from nbdfs.stack import Plan
 
 _FLAGS: Mapping[str, int] = {

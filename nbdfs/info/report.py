@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
 from typing import Any
 
 from nbdfs.checked import Checked
 from nbdfs.errors import NotWritableError, UserError
 from nbdfs.info import facts
 from nbdfs.info.facts import Facts
+from nbdfs.records import Record, replace
 from nbdfs.registry import OpenContext
 from nbdfs.spec import Spec
 from nbdfs.stack import Plan, open_stack, plan
 
 
-@dataclass(frozen=True)
-class Connection:
+class Connection(Record):
     """How an NBD server is spoken with.  `protocol` is as nbdinfo has it, `packets` simple, structured or extended."""
 
     protocol: str
@@ -25,8 +24,7 @@ class Connection:
     packets: str
 
 
-@dataclass(frozen=True)
-class Report:
+class Report(Record):
     """One export or, of a server or a source of several files, all of them."""
 
     exports: Sequence[Facts]

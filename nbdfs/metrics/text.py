@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import NamedTuple
+
+from nbdfs.records import Record
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -20,8 +21,7 @@ class Sample(NamedTuple):
     suffix: str = ""
 
 
-@dataclass(frozen=True)
-class Family:
+class Family(Record):
     """All samples of one name.  `kind` is counter, gauge or histogram."""
 
     name: str

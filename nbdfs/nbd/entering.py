@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 
 import trio
 
@@ -14,6 +13,7 @@ from nbdfs.nbd.mux import Mux
 from nbdfs.nbd.proto import constants as nbd
 from nbdfs.nbd.proto.answers import RemoteExport, ServerFacts
 from nbdfs.nbd.target import Target
+from nbdfs.records import replace
 from nbdfs.undo import unless_done
 
 _HANDSHAKE_TIMEOUT = 15.0  # seconds to connect and shake hands

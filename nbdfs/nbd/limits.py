@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 
 import trio
 
+from nbdfs.records import Record
 from nbdfs.undo import unless_done
 
 OVERHEAD = 32 << 10  # bytes that a request counts for beside its own
 
 
-@dataclass(frozen=True)
-class Limits:
+class Limits(Record):
     """Numbers of a server.  Times in seconds, memory in bytes; an idle time of 0 means no limit."""
 
     clients: int = 1000

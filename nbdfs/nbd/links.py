@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import logging
 import time
-from dataclasses import dataclass
 
 import trio
 
@@ -22,6 +21,7 @@ from nbdfs.nbd.mux import ConnectionLostError, Mux
 from nbdfs.nbd.proto import constants as nbd
 from nbdfs.nbd.proto.answers import RemoteExport, ServerFacts
 from nbdfs.nbd.target import Target
+from nbdfs.records import Record
 from nbdfs.source import ALLOCATION, Health
 
 log = logging.getLogger(__name__)
@@ -33,8 +33,7 @@ _KEPT_FLAGS = (nbd.FLAG_SEND_FLUSH | nbd.FLAG_SEND_FUA | nbd.FLAG_SEND_TRIM | nb
                | nbd.FLAG_SEND_CACHE | nbd.FLAG_SEND_FAST_ZERO)  # fmt: skip
 
 
-@dataclass(frozen=True)
-class ClientOptions:
+class ClientOptions(Record):
     """How a client behaves.  `timeout` is in seconds; `contexts` are asked for as far as the export has them."""
 
     connections: int = 4

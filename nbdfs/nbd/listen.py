@@ -13,7 +13,6 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
 
 import trio
 
@@ -21,6 +20,7 @@ from nbdfs import systemd
 from nbdfs.errors import UserError
 from nbdfs.nbd.stream import SocketStream, credentials, inherited_socket
 from nbdfs.nbd.uri import Address, Tcp, Unix, Uri, Vsock
+from nbdfs.records import replace
 from nbdfs.undo import unless_done
 
 log = logging.getLogger(__name__)

@@ -6,7 +6,6 @@ import errno
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 
 from nbdfs.captive import Captive
 from nbdfs.errors import UserError
@@ -14,14 +13,14 @@ from nbdfs.nbd.channel import Channel, dial
 from nbdfs.nbd.stream import inherited_socket
 from nbdfs.nbd.tls import client_context
 from nbdfs.nbd.uri import Tcp, Uri
+from nbdfs.records import Record
 
 
 async def _never() -> str:
     return ""
 
 
-@dataclass(frozen=True)
-class Target:
+class Target(Record):
     """Where an export is: what opens a connection to it, and what it takes to be let in.
 
     `gone` gives the reason why there will never be another connection, if that is so.

@@ -9,10 +9,10 @@ from __future__ import annotations
 import re
 import urllib.parse
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nbdfs.errors import UsageError, printable
+from nbdfs.records import Record, field, replace
 from nbdfs.registry import nearest
 from nbdfs.units import parse_number
 
@@ -24,8 +24,7 @@ _LARGEST = 0xFFFFFFFF  # CIDs and vsock ports are 32 bits
 _LARGEST_PORT = 0xFFFF
 
 
-@dataclass(frozen=True)
-class Tcp:
+class Tcp(Record):
     """A host name or address, and a port (0 lets a listener choose)."""
 
     host: str = "localhost"
@@ -36,8 +35,7 @@ class Tcp:
         return host if self.port == PORT else f"{host}:{self.port}"
 
 
-@dataclass(frozen=True)
-class Unix:
+class Unix(Record):
     """The path of a Unix domain socket; one that begins with NUL lies in the abstract namespace."""
 
     path: str
@@ -46,8 +44,7 @@ class Unix:
         return "@" + self.path[1:] if self.path.startswith("\0") else self.path
 
 
-@dataclass(frozen=True)
-class Vsock:
+class Vsock(Record):
     """A virtual machine's address.  `cid` is None where the URI names none: the host, or any for a listener."""
 
     cid: int | None = None
@@ -60,8 +57,7 @@ class Vsock:
 Address = Tcp | Unix | Vsock
 
 
-@dataclass(frozen=True)
-class TlsOptions:
+class TlsOptions(Record):
     """How the two ends know each other; empty values mean the default.
 
     `certificates` is a folder (see `nbdfs.nbd.tls`), `psk_file` a file of pre-shared keys, `hostname` the name that the
@@ -75,8 +71,7 @@ class TlsOptions:
     verify_peer: bool = True
 
 
-@dataclass(frozen=True)
-class Uri:
+class Uri(Record):
     """Where an export is and how to get there."""
 
     address: Address

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
 
 from nbdfs.backends.blocksize import Blocksize
 from nbdfs.checked import Checked
+from nbdfs.records import replace
 from nbdfs.source import ALLOCATION, BlockSize, Extent, Layer, Source
 from nbdfs.stack import open_stack
 

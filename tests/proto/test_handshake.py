@@ -2,7 +2,6 @@
 
 import struct
 from collections.abc import Iterable
-from dataclasses import replace
 
 import pytest
 
@@ -11,6 +10,7 @@ from nbdfs.nbd.proto import wire
 from nbdfs.nbd.proto.events import ExportFacts, ProtocolError
 from nbdfs.nbd.proto.handshake import Policy, ServerHandshake, State, Tls
 from nbdfs.nbd.proto.input import Input
+from nbdfs.records import replace
 from tests.proto.machines import DISK, FLAGS, option, reply, says, shake, string
 
 FIXED = struct.pack(">I", 3)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
-from dataclasses import replace
 
 import pytest
 import trio
@@ -12,6 +11,7 @@ import trio.testing
 
 from nbdfs.backends.blocksize import Blocksize
 from nbdfs.checked import Checked
+from nbdfs.records import replace
 from nbdfs.source import BlockSize, Caps, Source, SourceInfo, read
 
 SIZE = 64 << 10

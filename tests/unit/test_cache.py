@@ -8,7 +8,6 @@ import random
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from nbdfs.backends.cache.storage import open_storage
 from nbdfs.backends.zero import Zero
 from nbdfs.checked import Checked
 from nbdfs.errors import UsageError, UserError
+from nbdfs.records import replace
 from nbdfs.source import HOLE, RESIDENT, ZERO, Caps, Extent, SourceInfo, read
 from nbdfs.stack import open_stack
 from tests.devices import EVERYTHING, Ram

@@ -7,7 +7,6 @@ import os
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,6 +21,7 @@ from nbdfs.backends.cow.layer import describe_base, open_cow
 from nbdfs.backends.cow.overlay import _CHECKSUM, _HEADER, Header, _runs_of_ones, open_overlay
 from nbdfs.checked import Checked
 from nbdfs.errors import UsageError, UserError
+from nbdfs.records import replace
 from nbdfs.registry import OpenContext
 from nbdfs.source import HOLE, ZERO, Caps, Extent, read
 from nbdfs.stack import open_stack

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import replace
 
 import pytest
 import trio
@@ -14,6 +13,7 @@ from nbdfs.backends.null import DRIVER as NULL
 from nbdfs.errors import UserError
 from nbdfs.export import Export
 from nbdfs.live import Exports
+from nbdfs.records import replace
 from nbdfs.registry import OpenContext
 from nbdfs.source import BlockSize, Caps, Source, SourceInfo
 from nbdfs.stack import Plan, plan

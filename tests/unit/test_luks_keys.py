@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from nbdfs.backends.luks.kdf import Budget
 from nbdfs.backends.luks.keys import add_key, remove_key
 from nbdfs.backends.luks.keyslot import unlock
 from nbdfs.errors import UserError
+from nbdfs.records import replace
 from nbdfs.source import Caps, Source, SourceInfo, read
 from nbdfs.stack import open_stack
 
@@ -207,7 +207,7 @@ async def test_iv_tweak_moves_the_sector_numbers(tmp_path: Path, iv_tweak: int) 
     assert isinstance(written, header2.Luks2)
     written.metadata["segments"]["0"]["iv_tweak"] = str(iv_tweak)
     for place in (0, written.size):
-        device.content[place : place + written.size] = dataclasses.replace(written, place=place).pack()
+        device.content[place : place + written.size] = replace(written, place=place).pack()
     image, passphrase = tmp_path / "image", tmp_path / "key"
     image.write_bytes(device.content)
     passphrase.write_bytes(b"first")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import dataclass
 
 import pytest
 
 from nbdfs import registry
 from nbdfs.errors import UsageError
+from nbdfs.records import Record
 from nbdfs.registry import (
     BOOLEAN,
     DURATION,
@@ -26,8 +26,7 @@ from nbdfs.registry import (
 )
 
 
-@dataclass(frozen=True)
-class Options:
+class Options(Record):
     size: int = option(4096, SIZE, "a size")
     wait: float = option(1.5, DURATION, "a duration")
     count: int = option(3, INTEGER, "a number")

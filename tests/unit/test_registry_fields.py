@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import pytest
 
 from nbdfs.backends import null
 from nbdfs.errors import UsageError
+from nbdfs.records import Record
 from nbdfs.registry import TEXT, SourceDriver, option
 
 
-@dataclass(frozen=True)
-class Options:
+class Options(Record):
     from_: str = option("", TEXT, "a keyword")
     two_words: str = option("", TEXT, "two words")
 

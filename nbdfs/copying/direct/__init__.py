@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
@@ -20,6 +19,7 @@ from nbdfs.copying.options import Begun, CopyOptions, Summary, incomplete
 from nbdfs.errors import UserError
 from nbdfs.plans import Plan
 from nbdfs.progress import Display
+from nbdfs.records import replace
 
 if TYPE_CHECKING:
     from nbdfs.copying.direct.lanes import DestinationEnd, SourceEnd
@@ -67,7 +67,7 @@ def attempt(source: Plan, destination: Plan | None, options: CopyOptions, displa
         copy.close()
     counters = work.counters
     if not work.flushed:
-        return Begun(work.done, counters, copy.created)
+        return Begun(work.done, counters, copy.created, touched=True)
     return Summary(
         source=str(source),
         destination=str(destination or files.NULL),

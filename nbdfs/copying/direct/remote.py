@@ -8,7 +8,6 @@ import os
 import socket
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 
 from nbdfs.copying.direct.connection import Connection, LostError, Request, connect
 from nbdfs.copying.direct.lane import Chunk, Move
@@ -20,6 +19,7 @@ from nbdfs.nbd.proto import constants as nbd
 from nbdfs.nbd.uri import Tcp, Uri
 from nbdfs.plans import Plan
 from nbdfs.ranges import normalise
+from nbdfs.records import Record, replace
 from nbdfs.source import ALLOCATION, BlockSize, Caps, Extent, SourceInfo
 from nbdfs.undo import unless_done
 
@@ -27,8 +27,7 @@ _LONGEST_STATUS = 1 << 31  # bytes; the length of a request has 32 bits
 _VERBS = {nbd.CMD_READ: "read", nbd.CMD_WRITE: "write", nbd.CMD_WRITE_ZEROES: "zero", nbd.CMD_FLUSH: "flush"}
 
 
-@dataclass(frozen=True)
-class Remote:
+class Remote(Record):
     """An export: where it is, how many connections it may get, and how many seconds its server may take to answer."""
 
     uri: Uri

@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 
 from nbdfs.nbd.proto import constants as nbd
 from nbdfs.nbd.proto.events import ProtocolError
+from nbdfs.records import Record, field
 
 _WANTED = (nbd.INFO_NAME, nbd.INFO_DESCRIPTION, nbd.INFO_BLOCK_SIZE)
 
 Replies = Iterable[tuple[int, bytes]]  # type and data of each reply to an option
 
 
-@dataclass(frozen=True)
-class RemoteExport:
+class RemoteExport(Record):
     """What a server says about an export.
 
     `flags` are NBD_FLAG_*, `block` the minimum, preferred and maximum block size in bytes if told, `contexts` the
@@ -50,8 +49,7 @@ class RemoteExport:
         return f"the last {left} of {self.size} bytes cannot be reached, for its smallest block is {self.block[0]}"
 
 
-@dataclass(frozen=True)
-class ServerFacts:
+class ServerFacts(Record):
     """How a server is spoken with.  `protocol` is `newstyle-fixed`, `newstyle` or `oldstyle`."""
 
     protocol: str

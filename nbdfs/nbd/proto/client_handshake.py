@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import ClassVar
 
 from nbdfs.nbd.proto import answers
@@ -20,6 +19,7 @@ from nbdfs.nbd.proto.events import ProtocolError
 from nbdfs.nbd.proto.input import Input
 from nbdfs.nbd.proto.refusals import RefusedError, no_such_export, refusal
 from nbdfs.nbd.proto.wire import OPTION, REPLY
+from nbdfs.records import replace
 
 MOST_WANTED = 64 << 10  # bytes of one reply to an option
 _MOST_ANSWERED = 16 << 20  # bytes of all replies to one option

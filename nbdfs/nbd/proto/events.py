@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import NamedTuple
+
+from nbdfs.records import Record
 
 
 class ProtocolError(Exception):
     """The peer broke the protocol in a way that leaves the two ends out of step: the connection must end."""
 
 
-@dataclass(frozen=True)
-class ExportFacts:
+class ExportFacts(Record):
     """What a server tells about an export: sizes in bytes, and the transmission flags that hold for every client."""
 
     name: str
@@ -25,17 +25,26 @@ class ExportFacts:
     contexts: tuple[str, ...] = ()
 
 
-@dataclass
 class Agreed:
     """What a handshake has agreed on so far.  `contexts` names the chosen metadata contexts by id."""
 
-    fixed: bool = False
-    no_zeroes: bool = False
-    tls: bool = False
-    structured: bool = False
-    extended: bool = False
-    contexts: dict[int, str] = field(default_factory=dict)
-    contexts_export: str | None = None
+    def __init__(
+        self,
+        *,
+        fixed: bool = False,
+        no_zeroes: bool = False,
+        tls: bool = False,
+        structured: bool = False,
+        extended: bool = False,
+        contexts: dict[int, str] | None = None,
+    ) -> None:
+        self.fixed = fixed
+        self.no_zeroes = no_zeroes
+        self.tls = tls
+        self.structured = structured
+        self.extended = extended
+        self.contexts = contexts or {}
+        self.contexts_export: str | None = None
 
     def forget(self) -> None:
         """TLS begins: what was agreed on in the clear counts no more."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 from nbdfs.nbd.proto import constants as nbd
@@ -16,6 +15,7 @@ from nbdfs.nbd.proto import wire
 from nbdfs.nbd.proto.events import Agreed, ExportFacts, Option, ProtocolError
 from nbdfs.nbd.proto.input import Input
 from nbdfs.nbd.proto.wire import MalformedError
+from nbdfs.records import Record
 
 _MOST_OPTIONS = 1000  # in one handshake
 _MORE_OPTIONS = 4  # for each export that the client was told of
@@ -74,8 +74,7 @@ class Exports(Protocol):
         """The export that a client calls `name`."""
 
 
-@dataclass(frozen=True)
-class Policy:
+class Policy(Record):
     """What the server grants."""
 
     tls: Tls = Tls.OFF
