@@ -7,13 +7,15 @@ import logging
 from collections.abc import Callable
 from types import TracebackType
 
+from nbdfs.errors import reason
+
 log = logging.getLogger(__name__)
 
 
 def failure(what: object, error: Exception) -> int:
     """The errno to answer with.  Anything but an OSError is a fault of ours: its traceback is logged, and it is EIO."""
     if isinstance(error, OSError):
-        log.debug("%s: %s", what, error)
+        log.debug("%s: %s", what, reason(error))
         return error.errno or errno.EIO
     log.error("%s failed", what, exc_info=error)
     return errno.EIO

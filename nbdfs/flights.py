@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Coroutine, Hashable
 from typing import Any, Generic, TypeVar
@@ -67,5 +68,6 @@ class Flights(dict[Hashable, F], Generic[F]):
             await trio.sleep(timeout / _CHECKS)
             before = time.monotonic() - timeout
             for flight in [flight for flight in self.values() if flight.progressed < before]:
+                flight.progressed = math.inf  # told once, however long a thread then keeps it
                 overdue(flight)
                 flight.cancel()

@@ -52,10 +52,11 @@ class Digest:
         self._user = user
         self._client_nonce = secrets.token_hex(8)
         self._requests = 0
-        algorithm = fields.get("algorithm", "MD5").lower()
+        wanted = fields.get("algorithm", "MD5")
+        algorithm = wanted.lower()
         name = _HASHES.get(algorithm.removesuffix(_SESSION), "")
         if name not in hashlib.algorithms_available:
-            raise ChallengeError(f"the algorithm '{fields['algorithm'][:32]}' is not known here")
+            raise ChallengeError(f"the algorithm '{wanted[:32]}' is not known here")
         self._hash = name
         self._protects = "qop" in fields
         if self._protects and "auth" not in re.split(r"[\s,]+", fields["qop"].lower()):

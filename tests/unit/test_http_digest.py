@@ -81,3 +81,10 @@ def test_a_challenge_that_makes_no_sense(text: str) -> None:
 def test_what_cannot_be_answered(user: str, more: str, says: str) -> None:
     with pytest.raises(ChallengeError, match=says):
         Digest(user, "secret", parse(f'Digest realm="r", nonce="n", {more}'))
+
+
+def test_a_system_without_the_oldest_algorithm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one by FIPS 140."""
+    monkeypatch.setattr("hashlib.algorithms_available", {"sha256"})
+    with pytest.raises(ChallengeError, match="'MD5' is not known here"):
+        Digest("user", "secret", parse('Digest realm="r", nonce="n"'))
