@@ -90,6 +90,7 @@ class Files:
             file, entries = self._tree.add(export.name, export), []
         if self._session:
             _keep_coherent(self._session, export.name, file)
+            await file.usage.count()
         await self._tell(entries)
 
     async def hide(self, export: Export) -> None:

@@ -104,6 +104,14 @@ def test_files_come_and_go(disks: Directory) -> None:
     assert disks.mounted.stop() == 0
 
 
+def test_what_a_new_file_has_allocated_is_known_at_once(disks: Directory) -> None:
+    disks.command("add", "sparse=cow::memory:64M")
+    assert disks.listed()["sparse"]["allocated"] == 0
+    assert disks.mount.do(lambda: (disks / "sparse").stat().st_blocks) == 0
+    disks.command("add", "--replace", "sparse=cow::memory:32M")
+    assert disks.listed()["sparse"]["allocated"] == 0
+
+
 def test_removed_while_it_is_open(disks: Directory) -> None:
     image = disks.mount.folder / "image"
     disks.mount.do(lambda: image.write_bytes(b"0" * (1 << 20)))
