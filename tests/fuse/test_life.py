@@ -7,8 +7,8 @@ import mmap
 import os
 import signal
 import subprocess
+import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -145,8 +145,10 @@ def test_a_reader_of_the_log_that_stopped_holds_up_no_request(mount_data_plane: 
             for number in range(SIZE // BLOCK):
                 assert os.pread(disk.fileno(), BLOCK, 4 * number * BLOCK)
 
-    with ThreadPoolExecutor(1) as threads:
-        threads.submit(mount_data_plane.do, read).result(SECONDS)
+    reader = threading.Thread(target=mount_data_plane.do, args=(read,), daemon=True)
+    reader.start()
+    reader.join(SECONDS)
+    assert not reader.is_alive()
     began = time.monotonic()
     assert mounted.stop() == 0
     assert time.monotonic() - began < SECONDS / 2

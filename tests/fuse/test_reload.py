@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -278,6 +279,26 @@ def test_up_in_the_background(configured: Configured) -> None:
     os.kill(int((configured.folder / "pid").read_text()), signal.SIGTERM)
     wait_until(lambda: not is_mounted(configured.folder / "one.img"), "the end of the mount")
     wait_until(lambda: not (configured.folder / "one.img").exists(), "the end of its process")
+
+
+def test_a_reader_that_stopped_holds_up_neither_up_nor_its_mounts(configured: Configured) -> None:
+    """As a terminal does after Ctrl-S: what the mount says is more than the pipes between take."""
+    configured.write('[mount.one]\ntarget = "{}/one.img"\nsource = "log::pattern:64M"\n')
+    process = configured.start_up("up", "-v")
+
+    def read() -> None:
+        with (configured.folder / "one.img").open("rb", buffering=0) as disk:
+            os.posix_fadvise(disk.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+            for number in range(4096):
+                assert os.pread(disk.fileno(), 4096, number << 14)
+
+    reader = threading.Thread(target=configured.mount.do, args=(read,), daemon=True)
+    reader.start()
+    reader.join(SECONDS)
+    assert not reader.is_alive()
+    process.terminate()
+    assert process.wait(SECONDS) == 0
+    assert not is_mounted(configured.folder / "one.img")
 
 
 def test_mounts_end_with_up_however_it_ends(configured: Configured) -> None:
