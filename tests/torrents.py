@@ -116,6 +116,7 @@ class Tracker:
     def __init__(self) -> None:
         self.peers: dict[int, None] = {}  # ports on loopback, in the order they came
         self.announces = 0
+        self.interval = 2  # seconds until peers are to ask again
         self.left = 0  # peers that said that they stop
         self.agents: set[str] = set()  # what they call themselves
         tracker = self
@@ -154,7 +155,7 @@ class Tracker:
             self.peers[port] = None
         others = [known for known in self.peers if known != port]
         compact = b"".join(socket.inet_aton("127.0.0.1") + known.to_bytes(2, "big") for known in others)
-        return b"d8:intervali2e12:min intervali1e5:peers%d:%se" % (len(compact), compact)
+        return b"d8:intervali%de12:min intervali1e5:peers%d:%se" % (self.interval, len(compact), compact)
 
     def wait_for_peers(self, number: int) -> None:
         """Wait until so many have announced themselves."""

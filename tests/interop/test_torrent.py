@@ -12,14 +12,17 @@ from typing import Any
 import pytest
 import trio
 
+from nbdfs.backends.torrent import session, sockets
 from nbdfs.backends.torrent.membership import Membership
+from nbdfs.backends.torrent.session import Session
 from nbdfs.errors import UserError
 from nbdfs.registry import OpenContext, find
-from nbdfs.source import HOLE, RESIDENT, Source, read
+from nbdfs.source import HOLE, RESIDENT, Health, Source, read
 from nbdfs.stack import open_stack
 from tests.torrents import ALONE, PIECE, VERSIONS, Tracker, make_torrent, noise, seeding, write_files
 
 SECONDS = 60.0
+LEAVING = 5.0  # seconds that it may take
 SIZE = 20 * PIECE + 777
 FILES = {
     "many/readme": noise(100, 2),
@@ -74,7 +77,7 @@ async def test_magnet_links_get_their_metadata_from_peers(tmp_path: Path, versio
 
 async def test_a_magnet_link_of_nobody_is_told_in_one_line() -> None:
     link = "magnet:?xt=urn:btih:722fe65b2aa26d14f35b4ad627d20236e481d924"
-    with pytest.raises(UserError, match=r"no peer gave the metadata .* within 0.5 s"):
+    with trio.fail_after(SECONDS / 2), pytest.raises(UserError, match=r"no peer gave the metadata .* within 0.5 s"):
         async with open_stack(f"torrent,{ALONE},timeout=0.5:{link}"):
             pass
 
@@ -93,6 +96,8 @@ async def test_nothing_is_fetched_before_it_is_read_and_random_reads_fetch_their
             for piece in (250, 20, 170, 299):
                 await read(source, piece * PIECE + 5, 100)
             assert await resident(source) == 4 * PIECE
+            await source.cache(100 * PIECE, 2 * PIECE)
+            assert await resident(source) == 6 * PIECE
             assert seeder.handle.status().num_peers == 1
 
 
@@ -104,7 +109,7 @@ async def test_a_sequential_reader_finds_the_pieces_ahead(tmp_path: Path, tracke
             for piece in range(4):
                 await read(source, piece * PIECE, PIECE)
             with trio.fail_after(SECONDS):
-                while await resident(source) < 64 * PIECE:
+                while await resident(source) < 390 * PIECE:  # the first window is 64 pieces
                     await trio.sleep(0.02)
 
 
@@ -119,6 +124,20 @@ async def test_prefetch(tmp_path: Path, tracker: Tracker, wanted: str, fetched: 
                     await trio.sleep(0.02)
             await trio.sleep(0.2)
             assert await resident(source) == fetched
+
+
+async def test_a_read_overtakes_what_is_fetched_in_the_background(tmp_path: Path, tracker: Tracker) -> None:
+    size = 128 * PIECE
+    content = noise(size)
+    write_files(tmp_path, {"disk.img": content})
+    torrent = make_torrent(tmp_path, "disk.img", tracker=tracker.url)
+    with seeding(torrent, tmp_path, upload_limit=size // 4):
+        async with open_stack(f"torrent,{ALONE},prefetch=all:{torrent}") as source:
+            with trio.fail_after(SECONDS):
+                while not await resident(source):
+                    await trio.sleep(0.02)
+                assert await read(source, size - PIECE, PIECE) == content[-PIECE:]
+            assert await resident(source) < size * 3 // 4
 
 
 async def test_a_read_that_nobody_can_answer_fails_alone_and_the_torrent_heals(
@@ -137,9 +156,12 @@ async def test_a_read_that_nobody_can_answer_fails_alone_and_the_torrent_heals(
         async def reader() -> None:
             got.append(await read(source, 0, 10))
 
+        assert source.health() is Health.OK
         async with trio.open_nursery() as nursery:
             nursery.start_soon(reader)
-            await trio.sleep(1)
+            with trio.fail_after(SECONDS):
+                while source.health() is not Health.STALLED:
+                    await trio.sleep(0.05)
             with seeding(torrent, tmp_path):
                 with trio.fail_after(SECONDS):
                     while not got:
@@ -195,15 +217,21 @@ async def test_a_torrent_that_stays_alone_though_it_knows_of_a_peer_joins_anew(
 
 
 async def test_a_cancelled_read_wants_its_piece_no_more(tmp_path: Path, tracker: Tracker) -> None:
-    write_files(tmp_path, {"disk.img": noise(300 * PIECE)})
-    torrent = make_torrent(tmp_path, "disk.img", tracker=tracker.url)
-    async with open_stack(f"torrent,{ALONE}:{torrent}") as source:
-        with trio.move_on_after(0.2):
-            await read(source, 3 * PIECE, 10)
-        with seeding(torrent, tmp_path):
-            await read(source, 200 * PIECE, 10)
-            await trio.sleep(0.3)
-            assert await resident(source) == PIECE
+    piece = 1 << 20  # far more than is asked for at a time
+    write_files(tmp_path, {"disk.img": noise(4 * piece)})
+    torrent = make_torrent(tmp_path, "disk.img", tracker=tracker.url, piece=piece)
+    with seeding(torrent, tmp_path, upload_limit=64 << 10) as seeder:
+        async with open_stack(f"torrent,{ALONE}:{torrent}") as source:
+            with trio.move_on_after(SECONDS) as scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(read, source, 3 * piece, 10)
+                    while not seeder.sent:
+                        await trio.sleep(0.02)
+                    scope.cancel()
+            seeder.handle.set_upload_limit(0)
+            await read(source, piece, 10)
+            await trio.sleep(0.5)
+            assert await resident(source) == piece
 
 
 async def test_a_kept_cache_is_used_again_and_verified(tmp_path: Path, tracker: Tracker) -> None:
@@ -229,6 +257,21 @@ async def test_a_kept_cache_is_used_again_and_verified(tmp_path: Path, tracker: 
     async with open_stack(spec.replace(ALONE, f"{ALONE},timeout=1")) as source:
         with pytest.raises(OSError, match="did not come"):
             await read(source, 2 * PIECE, 10)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_what_is_kept_of_a_magnet_link_is_read_when_nobody_is_there(tmp_path: Path, version: str) -> None:
+    content = noise(SIZE)
+    write_files(tmp_path, {"disk.img": content})
+    torrent = make_torrent(tmp_path, "disk.img", version=version)
+    with seeding(torrent, tmp_path) as seeder:
+        link = seeder.link()
+        async with open_stack(f"torrent,{ALONE},cache={tmp_path}/cache:{link}") as source:
+            assert await read(source, 7 * PIECE, 3 * PIECE) == content[7 * PIECE : 10 * PIECE]
+    async with open_stack(f"torrent,{ALONE},timeout=1,cache={tmp_path}/cache:{link}") as source:
+        assert await read(source, 7 * PIECE, 3 * PIECE) == content[7 * PIECE : 10 * PIECE]
+        with pytest.raises(OSError, match="did not come"):
+            await read(source, 19 * PIECE, 1)
 
 
 async def test_a_file_that_no_earlier_run_read_comes_into_a_kept_cache(tmp_path: Path, tracker: Tracker) -> None:
@@ -297,17 +340,102 @@ async def test_a_dead_tracker_is_no_obstacle_to_opening(tmp_path: Path, tracker_
             await read(source, 0, 1)
 
 
-async def test_a_peer_that_sends_garbage_never_reaches_a_reader(tmp_path: Path, tracker: Tracker) -> None:
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_a_peer_that_sends_garbage_never_reaches_a_reader(tmp_path: Path, tracker: Tracker, version: str) -> None:
     content = noise(SIZE)
     write_files(tmp_path, {"disk.img": content})
-    torrent = make_torrent(tmp_path, "disk.img", tracker=tracker.url)
+    torrent = make_torrent(tmp_path, "disk.img", version=version, tracker=tracker.url)
     (tmp_path / "liar").mkdir()
     (tmp_path / "liar" / "disk.img").write_bytes(noise(SIZE, 99))
-    with seeding(torrent, tmp_path / "liar"):
+    with seeding(torrent, tmp_path / "liar", disable_hash_checks=True) as liar:
         async with open_stack(f"torrent,{ALONE},timeout=1:{torrent}") as source:
             with pytest.raises(OSError, match="did not come"):
                 await read(source, 0, 10)
             assert await resident(source) == 0
+        assert liar.sent
         with seeding(torrent, tmp_path):
             async with open_stack(f"torrent,{ALONE},timeout=60:{torrent}") as source:
                 assert await read(source, 0, 5 * PIECE) == content[: 5 * PIECE]
+
+
+async def test_a_tracker_that_does_not_answer_keeps_nobody_from_leaving(tmp_path: Path) -> None:
+    write_files(tmp_path, {"disk.img": noise(SIZE)})
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        torrent = make_torrent(tmp_path, "disk.img", tracker=f"http://127.0.0.1:{mute.getsockname()[1]}/announce")
+        with trio.fail_after(SECONDS):
+            async with open_stack(f"torrent,{ALONE}:{torrent}"):
+                await trio.lowlevel.wait_readable(mute)
+                start = trio.current_time()
+        assert trio.current_time() - start < LEAVING
+
+
+async def test_a_session_that_has_nothing_to_tell_is_not_looked_at() -> None:
+    swarm = Session({"alert_mask": 0, "listen_interfaces": "127.0.0.1:0", "enable_dht": False, "enable_lsd": False})
+    looks = 0
+
+    class Looks(trio.abc.Instrument):
+        def before_task_step(self, task: trio.lowlevel.Task) -> None:
+            nonlocal looks
+            looks += task.name.endswith("Session.run")
+
+    async with trio.open_nursery() as nursery:
+        trio.lowlevel.add_instrument(instrument := Looks())
+        nursery.start_soon(swarm.run)
+        await trio.sleep(0.5)
+        trio.lowlevel.remove_instrument(instrument)
+        nursery.cancel_scope.cancel()
+    await swarm.aclose()
+    assert 1 <= looks <= 3
+
+
+async def test_alerts_that_are_lost_are_made_up_for(
+    tmp_path: Path, tracker: Tracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(session._FIXED, "alert_queue_size", 2)  # type: ignore[arg-type]
+    content = noise(100 * PIECE)
+    write_files(tmp_path, {"disk.img": content})
+    torrent = make_torrent(tmp_path, "disk.img", tracker=tracker.url)
+    with seeding(torrent, tmp_path):
+        async with open_stack(f"torrent,{ALONE}:{torrent}") as source:
+            with trio.fail_after(SECONDS / 2):
+                assert await read(source, 0, len(content)) == content
+
+
+async def test_connections_send_at_once(tmp_path: Path, tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
+    hastened: list[None] = []
+    monkeypatch.setattr(sockets, "hasten", lambda: hastened.append(None))
+    write_files(tmp_path, {"disk.img": noise(SIZE)})
+    torrent = make_torrent(tmp_path, "disk.img", tracker=tracker.url)
+    async with open_stack(f"torrent,{ALONE}:{torrent}") as source:
+        while not tracker.peers:
+            await trio.sleep(0.02)
+        hastened.clear()  # of sockets that listen
+        with seeding(torrent, tmp_path):
+            await read(source, 0, 1)
+        assert hastened
+
+
+async def test_what_is_not_here_is_data_to_everybody_but_who_asks_what_is_here(tmp_path: Path) -> None:
+    write_files(tmp_path, {"disk.img": noise(SIZE)})
+    async with open_stack(f"torrent,{ALONE}:{make_torrent(tmp_path, 'disk.img')}") as source:
+        (extent,) = await source.extents(0, SIZE)
+        assert (extent.offset, extent.length, extent.flags) == (0, SIZE, 0)
+        assert await resident(source) == 0
+
+
+@pytest.mark.long
+async def test_trackers_are_asked_again_while_somebody_waits(tmp_path: Path, tracker: Tracker) -> None:
+    tracker.interval = 3600
+    content = noise(SIZE)
+    write_files(tmp_path, {"disk.img": content})
+    torrent = make_torrent(tmp_path, "disk.img", version="hybrid", tracker=tracker.url)
+    async with open_stack(f"torrent,{ALONE}:{torrent}") as source, trio.open_nursery() as nursery:
+
+        @nursery.start_soon
+        async def reader() -> None:
+            assert await read(source, 0, 10) == content[:10]
+
+        await trio.sleep(3)
+        with seeding(torrent, tmp_path), trio.fail_after(SECONDS):  # which waits for connections
+            while nursery.child_tasks:
+                await trio.sleep(0.1)

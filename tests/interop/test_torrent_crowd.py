@@ -20,7 +20,8 @@ SECONDS = 60.0
 READERS = 8
 CHUNK = 128 << 10
 MEDIUM, LARGE = 64 << 10, 256 << 10  # pieces
-MOST = 1.35  # images
+MOST = 1.35  # images,
+MOST_BY_LINK = 1.5  # and by magnet links, whose readers meet twice: for the metadata, and for the pieces
 FILES = {"many/a": noise(5 * PIECE + 77, 2), "many/b": noise(100, 3), "many/c": noise(9 * PIECE, 4)}
 
 
@@ -105,7 +106,7 @@ async def test_eight_readers_of_a_magnet_link_ask_a_slow_seeder_for_hardly_more_
     torrent = make_torrent(tmp_path, "disk.img", version=version, tracker=tracker.url, piece=MEDIUM)
     with seeding(torrent, tmp_path, upload_limit=1 << 20) as seeder:
         await Crowd(seeder.link(tracker.url), content, seeder, start).read()
-        assert seeder.sent <= MOST * len(content)
+        assert seeder.sent <= MOST_BY_LINK * len(content)
 
 
 @pytest.mark.long

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +14,9 @@ import libtorrent
 import pytest
 import trio
 
+from nbdfs.backends.torrent import opening
+from nbdfs.backends.torrent.membership import Membership
+from nbdfs.backends.torrent.session import Session
 from nbdfs.errors import UserError
 from nbdfs.source import Source, read
 from nbdfs.stack import open_stack
@@ -202,11 +205,18 @@ async def test_outgoing_is_the_address_that_we_come_from(torrent: Path, tracker:
 
 async def test_no_more_connections_than_allowed(torrent: Path, tmp_path: Path, tracker: Tracker) -> None:
     async with AsyncExitStack() as stack:
-        seeders = [stack.enter_context(seeding(torrent, tmp_path)) for _ in range(5)]
+        quiet = {"seeding_outgoing_connections": False}  # else they connect to each other too
+        seeders = [stack.enter_context(seeding(torrent, tmp_path, 1 << 10, **quiet)) for _ in range(5)]
         await until(lambda: len(tracker.peers) == 5)
         source = await stack.enter_async_context(open_stack(f"torrent,{ALONE},connections=2:{torrent}"))
-        assert await is_all_there(source)
-        assert sum(seeder.handle.status().num_peers for seeder in seeders) <= 2
+        most = 0
+        with trio.move_on_after(2):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(is_all_there, source)
+                while True:
+                    await trio.sleep(0.1)
+                    most = max(most, sum(seeder.handle.status().num_peers for seeder in seeders))
+        assert most == 2
 
 
 @pytest.mark.parametrize("lsd", ["yes", "no"])
@@ -264,6 +274,32 @@ async def test_a_private_torrent_is_told_to_its_trackers_alone(
         if not private:
             await until(announced)
     assert announced() != private
+
+
+async def test_the_circle_of_readers_is_told_to_nobody(
+    leaving: socket.socket, torrent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    joined: list[Membership] = []
+    join = Membership.join
+
+    def noting(membership: Membership, *arguments: Any) -> None:
+        join(membership, *arguments)
+        joined.append(membership)
+
+    monkeypatch.setattr(Membership, "join", noting)
+    spec = f"torrent,listen={INSIDE}%2C127.0.0.1,dht=no,lsd=yes:{torrent}"
+    packets: list[bytes] = []
+    with seeding(torrent, tmp_path):
+        async with open_stack(spec) as one, open_stack(spec) as another:
+            assert await is_all_there(one)
+            assert await is_all_there(another)
+            await until(lambda: len(joined) == 4)  # twice each
+            await trio.sleep(1)
+            packets.extend(seen(leaving))
+            hashes = {str(membership.handle.info_hashes().v1) for membership in joined}
+    announced = {found.decode() for packet in packets for found in re.findall(rb"Infohash: ([0-9a-f]{40})", packet)}
+    assert len(hashes) == 2
+    assert len(announced & hashes) == 1
 
 
 @pytest.mark.parametrize("upnp", ["yes", "no"])
@@ -324,12 +360,15 @@ async def test_a_proxy_that_wants_a_password_is_not_gone_around(untracked: Path,
         assert seeder.handle.status().num_peers == 0
 
 
-@pytest.mark.parametrize("sequential", ["yes", "no"])
+@pytest.mark.parametrize(("sequential", "prefetch"), [("yes", "all"), ("no", "all"), ("no", "none")])
 async def test_what_is_fetched_ahead_comes_in_order_or_not(
-    torrent: Path, tmp_path: Path, tracker: Tracker, sequential: str
+    torrent: Path, tmp_path: Path, tracker: Tracker, sequential: str, prefetch: str
 ) -> None:
     asked: list[int] = []
-    async with open_stack(f"torrent,{ALONE},prefetch=all,sequential={sequential}:{torrent}"):
+    spec = f"torrent,{ALONE},prefetch={prefetch},sequential={sequential}:{torrent}"
+    async with open_stack(spec) as source, trio.open_nursery() as nursery:
+        if prefetch == "none":
+            nursery.start_soon(read, source, 0, 1)  # and what lies ahead of it
         await until(lambda: tracker.peers)
         # Pieces that are had without being unchoked would come first.
         logged = {"alert_mask": libtorrent.alert_category.peer_log, "allowed_fast_set_size": 0}
@@ -344,18 +383,49 @@ async def test_what_is_fetched_ahead_comes_in_order_or_not(
     assert (asked == sorted(asked)) == (sequential == "yes")
 
 
+SWITCHES = ("enable_dht", "enable_lsd", "enable_upnp", "enable_natpmp")
+
+
+@pytest.mark.parametrize(
+    ("options", "private", "on"),
+    [
+        (",dht=no,lsd=no", False, set()),
+        ("", False, {"enable_dht", "enable_lsd"}),
+        (",upnp=yes", True, {"enable_upnp", "enable_natpmp"}),
+    ],
+)
+async def test_the_session_looks_for_peers_as_wanted_and_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: str, private: bool, on: set[str]
+) -> None:
+    sessions: list[Session] = []
+
+    class Noting(Session):
+        def __init__(self, chosen: Mapping[str, Any]) -> None:
+            super().__init__(chosen)
+            sessions.append(self)
+
+    monkeypatch.setattr(opening, "Session", Noting)
+    write_files(tmp_path, {"disk.img": CONTENT})
+    torrent = make_torrent(tmp_path, "disk.img", private=private)
+    async with open_stack(f"torrent,listen=127.0.0.1{options}:{torrent}"):
+        found = sessions[0].session.get_settings()
+        assert {switch for switch in SWITCHES if found[switch]} == on
+
+
 @pytest.mark.parametrize("direction", ["download", "upload"])
 async def test_rates_are_limited_also_in_the_local_network(torrent: Path, tmp_path: Path, direction: str) -> None:
-    rate = 256 << 10
+    rate = 64 << 10  # so low that moments in which nobody sends do not count
     spec = f"torrent,{ALONE},{direction}-limit={rate}:{torrent}"
-    start = trio.current_time()
     with seeding(torrent, tmp_path) as seeder:
         async with open_stack(spec) as source:
+            await until(lambda: seeder.handle.status().num_peers)
+            start = trio.current_time()
             assert await is_all_there(source)
             if direction == "upload":
                 seeder.session.remove_torrent(seeder.handle)
-                start = trio.current_time()
                 with leeching(torrent, tmp_path / "copy") as leecher:
+                    await until(lambda: leecher.status().total_payload_download)
+                    start = trio.current_time()
                     await until(lambda: leecher.status().is_seeding)
     assert trio.current_time() - start > SIZE / rate / 2  # a lower bound: it holds however slow the machine is
 

@@ -54,10 +54,12 @@ def test_run_tells_a_program_what_a_reader_waits_for_and_what_has_come(tmp_path:
             "name": "disk.img", "pieces": PIECES, "here": 0, "peers": 0, "download_rate": 0, "upload_rate": 0,
             "waiting": [],
         }  # fmt: skip
-        with seeding(tmp_path / "disk.img-v1.torrent", tmp_path):
+        with seeding(tmp_path / "disk.img-v1.torrent", tmp_path, upload_limit=PIECES * PIECE // 3):
             assert process.wait(SECONDS) == 0
     with open(reading, "rb") as rest:
-        last = records(rest.read())[-1]
+        later = records(rest.read())
+    assert any(record["peers"] == 1 and record["download_rate"] > 0 for record in later)
+    last = later[-1]
     assert last["here"] == PIECES
     assert last["waiting"] == []
 

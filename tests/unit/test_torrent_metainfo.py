@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbdfs.backends.torrent import DRIVER, Options, magnet, metainfo
+from nbdfs.backends.torrent import DRIVER, Options, bencode, magnet, metainfo
 from nbdfs.backends.torrent.bencode import BencodeError, Decoder
 from nbdfs.backends.torrent.loading import load
 from nbdfs.backends.torrent.metainfo import File, Metainfo, MetainfoError
@@ -160,6 +160,13 @@ def test_what_makes_no_sense_is_refused_in_one_line(data: bytes, message: str) -
     assert "\n" not in str(caught.value)
 
 
+def test_more_values_than_memory_should_hold_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bencode, "MOST_VALUES", 100)
+    assert len(Decoder(b"l" + 99 * b"le" + b"e").decode()) == 99
+    with pytest.raises(BencodeError, match="too many values"):
+        Decoder(b"l" + 100 * b"le" + b"e").decode()
+
+
 def test_a_torrent_file_that_is_too_large_is_not_read_whole(tmp_path: Path) -> None:
     with open(tmp_path / "huge.torrent", "wb") as file:
         file.truncate(1 << 40)
@@ -221,7 +228,8 @@ def test_the_file_is_chosen_by_path_or_glob_and_a_doubtful_choice_lists_what_the
     assert choose(files, "a/x.iso", "top")[0] == "a/x.iso"
     assert choose(files, "top/a/x.iso", "top")[0] == "a/x.iso"
     assert choose(files, "*/y*", "top")[0] == "a/y.iso"
-    assert choose(files, "", "top")[0] == "a/x.iso"
+    sizes = {name: File((name.encode(),), size, 0, 0) for name, size in (("small", 1), ("large", 9), ("middle", 5))}
+    assert choose(sizes, "", "top")[0] == "large"
     with pytest.raises(UserError, match=r"2 files, choose one: a/x.iso, a/y.iso"):
         choose(files, "*.iso", "top")
     with pytest.raises(UserError, match=r"no file 'z'; it has: a/x.iso, a/y.iso, readme"):
