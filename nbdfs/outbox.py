@@ -3,6 +3,7 @@ a disk stuck, and a log may lie on the very disk that this process serves."""
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import select
@@ -87,7 +88,12 @@ class Outbox(Generic[Message]):
 
 
 def write_bytes(stream: TextIO, data: bytes) -> None:
-    """Write to the descriptor of a stream, past its lock, which the interpreter wants to have at its end."""
+    """Write to the descriptor of a stream, past its lock, which the interpreter wants to have at its end.
+
+    Raises OSError.
+    """
+    if stream.closed:
+        raise OSError(errno.EBADF, "it is closed")
     try:
         descriptor = stream.fileno()
     except io.UnsupportedOperation:  # a stream in memory

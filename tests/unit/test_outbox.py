@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import subprocess
@@ -105,6 +106,15 @@ def test_a_reader_that_left_is_no_trouble(monkeypatch: pytest.MonkeyPatch, capfd
         logs.flush()
     os.close(writing)
     assert capfd.readouterr().err == ""
+
+
+def test_a_stream_that_was_closed_is_no_trouble() -> None:
+    stream = io.StringIO()
+    handler = logs.StreamLog(stream)
+    stream.close()
+    for _ in range(2):
+        handler.handle(logging.makeLogRecord({"msg": "a line"}))
+        handler.flush()
 
 
 def test_what_could_not_be_written_is_counted() -> None:
