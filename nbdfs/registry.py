@@ -15,7 +15,7 @@ import functools
 import importlib
 import itertools
 import math
-import pkgutil
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any
@@ -229,7 +229,18 @@ def nearest(word: str, known: Iterable[str]) -> str:
 def _in_tree() -> Mapping[str, str]:
     import nbdfs.backends
 
-    return {info.name.replace("_", "-"): info.name for info in pkgutil.iter_modules(nbdfs.backends.__path__)}
+    found = (name for folder in nbdfs.backends.__path__ for name in _modules(folder) if name != "__init__")
+    return {name.replace("_", "-"): name for name in found}
+
+
+def _modules(folder: str) -> Iterator[str]:
+    """The modules in a folder, as pkgutil has them, which takes a large module to tell their names."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.endswith(".py"):
+                yield entry.name.removesuffix(".py")
+            elif entry.is_dir() and os.path.exists(os.path.join(entry.path, "__init__.py")):
+                yield entry.name
 
 
 @functools.cache

@@ -8,11 +8,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
-import getpass
 import io
 import logging
 import os
-import shlex
 import stat
 import threading
 import warnings
@@ -45,6 +43,8 @@ def far_away() -> Iterator[None]:
 
 
 def _asked(prompt: str) -> bytes:
+    import getpass  # for who is asked
+
     with _asking, warnings.catch_warnings():
         warnings.simplefilter("error", getpass.GetPassWarning)
         try:
@@ -96,6 +96,8 @@ def exposed_file(path: str) -> str:
     except OSError:
         return ""
     if stat.S_ISREG(mode) and mode & stat.S_IRWXO:
+        import shlex  # for who has made a mistake
+
         return f"other users may read the key file {path}: chmod 600 {shlex.quote(path)}"
     return ""
 

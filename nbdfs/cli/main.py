@@ -67,6 +67,8 @@ class Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; give its exit status: 0, 1 failure, 2 usage."""
+    if arguments is None:
+        gc.disable()  # until the command runs: there is no garbage among what is imported
     _open_standard_streams()
     words = list(sys.argv[1:] if arguments is None else arguments)
     called = os.path.basename(sys.argv[0])
@@ -93,7 +95,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _report(UserError("too many open files: let the command have more, for example by ulimit -n 1024"))
         status = 1
     if arguments is None:
-        gc.freeze()  # the process ends: to search for garbage once more is a tenth of a short command's time
+        sys.stderr.flush()
+        os._exit(status)  # all is written: to take a process apart is a tenth of a short command's time
     return status
 
 
@@ -156,6 +159,9 @@ def _dispatch(words: list[str]) -> int:
 
         use_file(parsed.config)
     logs.set_up(parsed.verbose)
+    if not gc.isenabled():
+        gc.freeze()
+        gc.enable()
     return int(_load(name).run(parsed))
 
 
