@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import resource
 import socket
 import threading
@@ -145,5 +146,45 @@ def test_what_describes_a_hole_is_no_data() -> None:
     found.replies.payload_received(found.receive(found.replies.place()))
     assert found.reply(wait=True) is read
     assert bytes(read.buffer) == b"data" + bytes(4)
+    found.close()
+    far.close()
+
+
+def test_many_replies_to_what_is_written_are_received_at_once() -> None:
+    found, far = entered()
+    found.only_write()
+    writes = [Request(nbd.CMD_WRITE, at, 5) for at in range(3)]
+    for write in writes:
+        found.begin(write, memoryview(b"bytes"))
+    assert found.reply(wait=False) is None
+    said = b"".join(nbd.SIMPLE_REPLY_MAGIC.to_bytes(4) + bytes(4) + write.cookie.to_bytes(8) for write in writes)
+    far.sendall(said[:40])
+    assert found.reply(wait=True) is writes[0]
+    with pytest.raises(BlockingIOError):
+        found.socket.recv(1, socket.MSG_DONTWAIT)
+    assert found.reply(wait=False) is writes[1]
+    threading.Timer(0.05, far.sendall, [said[40:]]).start()
+    assert found.reply(wait=False) is writes[2]  # whose reply has begun to come
+    assert found.reply(wait=False) is None
+    found.close()
+    far.close()
+
+
+def test_the_payload_of_a_read_comes_into_a_pipe_whole() -> None:
+    found, far = entered(structured=True)
+    found.only_read(4096)
+    found.begin(read := Request(nbd.CMD_READ, 0, 4096))
+    read.buffer = memoryview(bytearray(4096))
+    header = nbd.STRUCTURED_REPLY_MAGIC.to_bytes(4) + nbd.REPLY_FLAG_DONE.to_bytes(2)
+    header += nbd.REPLY_TYPE_OFFSET_DATA.to_bytes(2) + read.cookie.to_bytes(8) + (8 + 4096).to_bytes(4)
+    far.sendall(header + bytes(8) + b"a" * 1000)
+    assert found.reply(wait=True) is None
+    threading.Timer(0.05, far.sendall, [b"b" * 3096]).start()
+    reading, writing = os.pipe()
+    assert os.splice(found.socket.fileno(), writing, 4096) == 4096
+    found.replies.payload_received(4096)
+    assert found.reply(wait=True) is read
+    os.close(reading)
+    os.close(writing)
     found.close()
     far.close()

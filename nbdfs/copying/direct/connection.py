@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import select
 import socket
 import struct
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from nbdfs.nbd.proto import constants as nbd
 from nbdfs.nbd.proto.events import ProtocolError
 from nbdfs.nbd.proto.input import Input
 from nbdfs.nbd.proto.pending import Pending
-from nbdfs.nbd.proto.replies import Replies
+from nbdfs.nbd.proto.replies import CHUNK, Replies
 from nbdfs.nbd.uri import HOST_CID, Address, Tcp, Unix, Uri
 from nbdfs.source import ALLOCATION
 from nbdfs.undo import unless_done
@@ -49,6 +48,9 @@ class LostError(Exception):
 class _Replies(Replies[Request]):
     """The parser of replies, asked for what comes next."""
 
+    exact = True  # no more than a header is received, since payload may follow that belongs elsewhere
+    shortest = 0  # bytes of a header
+
     @property
     def reading(self) -> Request | None:
         """The READ whose data the next `payload_left` bytes are, from `reading_at` of the device on."""
@@ -64,7 +66,16 @@ class _Replies(Replies[Request]):
     @property
     def wanted(self) -> int:
         """Bytes of a header without which there is no next event."""
-        return self._wanted - len(self.received)
+        return max(self._wanted, self.shortest) - len(self.received)
+
+    def all_are_chunks(self) -> None:
+        """Nothing is asked for from now on whose reply is simple, if there are structured ones."""
+        self.shortest = CHUNK.size if self._structured else 0
+
+    def space(self) -> memoryview:
+        """Where to receive what comes next."""
+        space = self.received.space()
+        return space[: self.wanted] if self.exact else space
 
 
 class Connection:
@@ -79,8 +90,6 @@ class Connection:
         self.socket = sock
         self.peer = self.name = name
         self.lost = False
-        self._arriving = select.poll()
-        self._arriving.register(sock, select.POLLIN)
 
     # What a handshake asks of its channel.  Nothing here is ever waited for: the thread blocks instead.
 
@@ -108,6 +117,19 @@ class Connection:
         self._next_cookie = 1
 
     # Requests
+
+    def only_read(self, longest: int) -> None:
+        """Nothing will be written: payload may be moved on by the kernel, as much of it as possible at once.
+
+        Whatever is received from now on is waited for until all of it is here.
+        """
+        self.replies.all_are_chunks()
+        if self.socket.family == socket.AF_UNIX:  # TCP would not tell of a header that is shorter
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, longest)
+
+    def only_write(self) -> None:
+        """Nothing will be read: all that comes is headers, and what is said of the export's map."""
+        self.replies.exact = False
 
     def begin(self, request: Request, payload: memoryview | None = None, *, payload_follows: bool = False) -> None:
         """Send a request.  A payload that is not given here follows by other means."""
@@ -142,17 +164,15 @@ class Connection:
             if replies.payload_left:
                 replies.payload_received(self.receive(replies.place()))
                 continue
-            if not wait and not self._readable():
+            begun = wait or len(self._input) > 0
+            count = self.receive(replies.space()) if begun else self._receive_now(replies.space())
+            if not count:
                 return None
-            self._input.received(self.receive(self._input.space()[: replies.wanted]))
-            wait = True  # the rest of what has begun to come
+            self._input.received(count)
 
     def receive(self, place: memoryview, flags: int = 0) -> int:
         """Receive into `place`, at least one byte; with MSG_WAITALL as much as comes before the time is over."""
-        count = self._checked(self.socket.recv_into, place, 0, flags)
-        if not count:
-            raise self._lose(f"{self.name} closed the connection")
-        return int(count)
+        return self._received(self._checked(self.socket.recv_into, place, 0, flags))
 
     def close(self) -> None:
         """Say goodbye if there is anybody, and close."""
@@ -167,8 +187,20 @@ class Connection:
         with contextlib.suppress(OSError):  # it is connected no more
             self.socket.shutdown(socket.SHUT_RDWR)
 
-    def _readable(self) -> bool:
-        return bool(self._arriving.poll(0))
+    def _receive_now(self, place: memoryview) -> int:
+        """Receive what is here, which may be nothing."""
+        try:
+            count = self.socket.recv_into(place, 0, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            raise self._lose(error.strerror or str(error)) from error
+        return self._received(count)
+
+    def _received(self, count: int) -> int:
+        if not count:
+            raise self._lose(f"{self.name} closed the connection")
+        return count
 
     def _checked(self, step: Any, *arguments: Any) -> Any:
         try:

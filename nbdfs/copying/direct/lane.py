@@ -103,7 +103,7 @@ class Outlet(End, Protocol):
     def announce(self, move: Move, offset: int, length: int) -> None:
         """Begin to write what is drained from a pipe then."""
 
-    def drain(self, pipe: int, offset: int, length: int) -> None:
+    def drain(self, pipe: int, length: int) -> None:
         """Write what is in a pipe."""
 
     def hear(self, *, wait: bool) -> Iterable[Move]:
@@ -167,8 +167,8 @@ class Lane:
             while self._moves < self._depth and (piece := self._work.next(self)):
                 self._begin(piece)
             if self._source.busy:
-                self._hear_source()
-                self._hear_destination(wait=False)
+                if self._hear_source():
+                    self._hear_destination(wait=False)
             elif self._destination.busy:
                 self._hear_destination(wait=True)
             else:
@@ -184,17 +184,21 @@ class Lane:
             self._zero(move, piece.offset, piece.length)
             self._settled(move)
 
-    def _hear_source(self) -> None:
+    def _hear_source(self) -> bool:
+        """Move on what comes next; whether a piece has ended with it."""
         heard = self._source.hear()
         if isinstance(heard, Chunk):
             self._pass_on(heard)
-        elif heard is not None:
-            start = heard.piece.offset
-            if heard.chunks.total < heard.piece.length:  # the others were called holes
-                for first, last, data in heard.chunks.runs(start, start + heard.piece.length):
-                    if not data:
-                        self._zero(heard, first, last - first)
-            self._settled(heard)
+            return False
+        if heard is None:
+            return False
+        start = heard.piece.offset
+        if heard.chunks.total < heard.piece.length:  # the others were called holes
+            for first, last, data in heard.chunks.runs(start, start + heard.piece.length):
+                if not data:
+                    self._zero(heard, first, last - first)
+        self._settled(heard)
+        return True
 
     def _hear_destination(self, *, wait: bool) -> None:
         for move in self._destination.hear(wait=wait):
@@ -206,8 +210,7 @@ class Lane:
         looks = self._dense < _DENSE or self._dense % _DENSE == 0
         self._dense += 1
         if self._splices and not looks:
-            self._destination.announce(move, offset, length)
-            self._splice(offset, length)
+            self._splice(move, offset, length)
             move.copied += length
             return
         for at, size in pieces(offset, length, self._destination.step):
@@ -223,15 +226,17 @@ class Lane:
                 self._destination.write(move, offset + start, data[start:stop])
                 move.copied += stop - start
 
-    def _splice(self, offset: int, length: int) -> None:
-        """Move the payload that was announced, and no byte of it is copied here."""
+    def _splice(self, move: Move, offset: int, length: int) -> None:
+        """Write a payload of which no byte is copied here."""
         reading, writing = self._pipe
         with unless_done(self._give_up):
-            while length:
-                inside = self._source.fill(writing, offset, length)
-                self._destination.drain(reading, offset, inside)
-                offset += inside
-                length -= inside
+            inside = self._source.fill(writing, offset, length)
+            self._destination.announce(move, offset, length)  # not before much of it can follow at once
+            self._destination.drain(reading, inside)
+            while inside < length:
+                more = self._source.fill(writing, offset + inside, length - inside)
+                self._destination.drain(reading, more)
+                inside += more
 
     def _give_up(self) -> None:
         self._source.give_up()

@@ -154,7 +154,7 @@ class NullOutlet:
     def announce(self, move: Move, offset: int, length: int) -> None:
         """Nothing."""
 
-    def drain(self, pipe: int, offset: int, length: int) -> None:
+    def drain(self, pipe: int, length: int) -> None:
         while length:
             length -= os.splice(pipe, self._fd, length)
 

@@ -183,6 +183,7 @@ class RemoteIntake(_Port):
 
     def __init__(self, connection: Connection, longest: int, flags: int) -> None:
         super().__init__(connection)
+        connection.only_read(longest)
         self._flags = flags  # of a READ
         self._buffer = memoryview(mmap.mmap(-1, longest))
 
@@ -226,6 +227,7 @@ class RemoteOutlet(_Port):
 
     def __init__(self, connection: Connection, *, blank: bool) -> None:
         super().__init__(connection)
+        connection.only_write()
         self._blank = blank
         self._zeroes = connection.export.has(nbd.FLAG_SEND_WRITE_ZEROES)
 
@@ -237,7 +239,7 @@ class RemoteOutlet(_Port):
         move.waiting += 1
         self._connection.begin(Request(nbd.CMD_WRITE, offset, length, note=move), payload_follows=True)
 
-    def drain(self, pipe: int, offset: int, length: int) -> None:
+    def drain(self, pipe: int, length: int) -> None:
         while length:
             length -= self._splice(pipe, self._connection.socket.fileno(), length)
 

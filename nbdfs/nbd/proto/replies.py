@@ -27,7 +27,7 @@ from nbdfs.ranges import RangeSet
 P = TypeVar("P", bound=Pending)
 
 _SIMPLE = struct.Struct(">IIQ")
-_CHUNK = struct.Struct(">IHHQI")
+CHUNK = struct.Struct(">IHHQI")
 _EXTENDED_CHUNK = struct.Struct(">IHHQQQ")
 _OFFSET = 8  # bytes before the data of a chunk, which say where it belongs
 _HOLE = struct.Struct(">QI")
@@ -60,7 +60,7 @@ class Replies(Generic[P]):
         self.payload_left = 0
         self._structured = structured
         self._extended = extended
-        self._form = _EXTENDED_CHUNK if extended else _CHUNK
+        self._form = _EXTENDED_CHUNK if extended else CHUNK
         self._magic = nbd.EXTENDED_REPLY_MAGIC if extended else nbd.STRUCTURED_REPLY_MAGIC
         self._state = _HEADER
         self._wanted = _SIMPLE.size  # bytes without which there is no use in looking at a header
