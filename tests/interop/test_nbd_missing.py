@@ -47,5 +47,6 @@ def test_a_destination_has_room_for_what_can_be_reached() -> None:
 def test_who_serves_or_shows_it_is_warned(serve: Server) -> None:
     serving = serve(*CAPTIVE)
     assert run("nbdinfo", "--size", serving.uri).strip() == "512"
+    assert serving.stop() == 0
     assert serving.logged().count(MISSING) == 1
     assert nbdfs("dump", *CAPTIVE).stderr.decode().count(MISSING) == 1

@@ -225,7 +225,7 @@ def test_abstract_socket(serve: Server) -> None:
     with socket.socket(socket.AF_UNIX) as sock:
         sock.connect(f"\0{name}")
         assert sock.recv(8) == b"NBDMAGIC"
-    assert f"process {os.getpid()}" in serving.logged()
+    wait_for(lambda: f"process {os.getpid()}" in serving.logged(), "no line in the log")
 
 
 def test_second_start_on_the_same_path(serve: Server, tmp_path: Path) -> None:

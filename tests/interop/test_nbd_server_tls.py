@@ -86,6 +86,10 @@ def test_a_key_that_others_may_read_is_warned_of(serve: Server, tmp_path: Path) 
     write(tmp_path, "server", trustme.CA().issue_cert("localhost"))
     key = tmp_path / "server-key.pem"
     words = ("memory:1M", "--tls", "on", "--tls-certificates", str(tmp_path))
-    assert "other users" not in serve(*words).logged()
+    serving = serve(*words)
+    assert serving.stop() == 0
+    assert "other users" not in serving.logged()
     key.chmod(0o644)
-    assert serve(*words).logged().count(f"other users may read the key file {key}: chmod 600 {key}") == 1
+    serving = serve(*words)
+    assert serving.stop() == 0
+    assert serving.logged().count(f"other users may read the key file {key}: chmod 600 {key}") == 1
