@@ -206,6 +206,16 @@ class Checked(Layer):
                 self.trace("write" if writable else "read", offset, length)
         return view
 
+    def views(self, length: int, offsets: Sequence[int], *, writable: bool = False) -> Sequence[memoryview | None]:
+        if self.trace or (writable and not self.writable) or not self._lie_inside(length, offsets):
+            return [self.view(offset, length, writable=writable) for offset in offsets]
+        views = self.below.views(length, offsets, writable=writable)
+        counter = self._writes if writable else self._reads
+        count = len(views) - views.count(None)
+        counter.requests += count
+        counter.bytes += count * length
+        return views
+
     def read_now(self, buffer: memoryview, length: int, offsets: Sequence[int]) -> int:
         if self.trace or not self._lie_inside(length, offsets):
             return 0  # the ordinary way does what is left to do, or refuses it

@@ -143,6 +143,14 @@ class Metered(Layer):
             figures.bytes += length
         return view
 
+    def views(self, length: int, offsets: Sequence[int], *, writable: bool = False) -> Sequence[memoryview | None]:
+        views = self.below.views(length, offsets, writable=writable)
+        figures = self._write if writable else self._read
+        count = len(views) - views.count(None)
+        figures.buckets[0] += count
+        figures.bytes += count * length
+        return views
+
     def read_now(self, buffer: memoryview, length: int, offsets: Sequence[int]) -> int:
         began = time.perf_counter()
         done = self.below.read_now(buffer, length, offsets)

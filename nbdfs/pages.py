@@ -26,6 +26,7 @@ class Pages:
         self.map = mmap.mmap(descriptor, size)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.map))
         self.whole = memoryview(self.map)
+        self.readable = self.whole.toreadonly()
         self._present = bytearray(LARGEST_VIEW // _PAGE + 1)  # one a page, as mincore(2) fills it
         self._vector = (ctypes.c_char * len(self._present)).from_buffer(self._present)
 
@@ -42,5 +43,6 @@ class Pages:
 
     def close(self) -> None:
         """No view may be left."""
+        self.readable.release()
         self.whole.release()
         self.map.close()

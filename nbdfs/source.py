@@ -211,6 +211,10 @@ class Source(abc.ABC):
         """
         return None
 
+    def views(self, length: int, offsets: Sequence[int], *, writable: bool = False) -> Sequence[memoryview | None]:
+        """`view` for `length` bytes at each of the offsets."""
+        return [self.view(offset, length, writable=writable) for offset in offsets]
+
     def read_now(self, buffer: memoryview, length: int, offsets: Sequence[int]) -> int:
         """Fill `buffer` with `length` bytes from each of the offsets, one behind the other, as far as nothing waits.
 

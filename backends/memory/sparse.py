@@ -10,7 +10,7 @@ import errno
 import fcntl
 import mmap
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Self
 
 import trio
@@ -200,6 +200,19 @@ class Memory(Source):
         else:
             view = pages.view(offset, length)
         return view if writable or view is None else view.toreadonly()
+
+    def views(self, length: int, offsets: Sequence[int], *, writable: bool = False) -> Sequence[memoryview | None]:
+        pages, present = self._pages, self._present
+        if pages is None or present is None:
+            return [None] * len(offsets)
+        whole = pages.whole if writable else pages.readable
+        found: list[memoryview | None] = []
+        for offset in offsets:
+            if present.covers(offset, length) or (writable and self._populate(pages, present, offset, length)):
+                found.append(whole[offset : offset + length])
+            else:
+                found.append(None)
+        return found
 
     def _populate(self, pages: Pages, present: Present, offset: int, length: int) -> bool:
         """Take the memory for a range that is about to be written; whether there is enough."""

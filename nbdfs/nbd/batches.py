@@ -6,7 +6,7 @@ by one.
 
 Invariants
 * Payloads lie where they were received: all that was put off is carried out before more is received.
-* The bytes of reads lie in memory that is used again: their replies are sent or copied before `carry_out` is called
+* The bytes of reads lie in memory that is used again: their replies are sent or copied before `settle` is called
   again.
 """
 
@@ -18,114 +18,113 @@ from collections.abc import Awaitable, Callable
 from nbdfs.barrier import Barrier
 from nbdfs.nbd.output import Output
 from nbdfs.nbd.proto import constants as nbd
-from nbdfs.nbd.proto.events import Request
+from nbdfs.nbd.proto.events import LONGEST_IN_RUN, MOST_IN_RUN, Request, Run
 from nbdfs.nbd.proto.transmission import ServerTransmission
+from nbdfs.nbd.reception import Reception
+from nbdfs.nbd.stream import Buffer
 from nbdfs.source import Source
-
-_SMALL = 32 << 10  # bytes of a request
-_ROOM = 256 << 10  # bytes of all that are put off
-
-
-class _Batch:
-    """Requests of one command and length, WRITEs with their payloads."""
-
-    __slots__ = ("payloads", "requests")
-
-    def __init__(self) -> None:
-        self.requests: list[Request] = []
-        self.payloads: list[memoryview] = []
 
 
 class Batches:
-    """What was put off.  `singly` carries out a request the ordinary way."""
+    """The requests of one client.
+
+    `flush` calls `settle` and sends all replies; `singly` carries out a request the ordinary way.
+    """
 
     def __init__(
         self,
         source: Source,
         machine: ServerTransmission,
         output: Output,
+        reception: Reception,
+        flush: Callable[[], Awaitable[None]],
         singly: Callable[[Request, memoryview | None], Awaitable[None]],
     ) -> None:
         self._source = source
         self._machine = machine
         self._output = output
+        self._reception = reception
+        self._flush = flush
         self._singly = singly
-        self._batches: dict[tuple[int, int], _Batch] = {}
-        self._size = 0
+        self._batches: dict[tuple[int, int], Run] = {}
+        self._size = 0  # bytes of all that are put off
+        self._settling = False
         self._left: list[tuple[Request, memoryview | None]] = []  # what is still to be carried out singly
         self._room = memoryview(b"")
 
-    def __len__(self) -> int:
-        """Bytes of what was put off."""
-        return self._size
+    async def request(self, request: Request) -> bool:
+        """Put off a request, if it is of those; whether it was.  If not, nothing is borrowed any more."""
+        command, flags, cookie, offset, length, _ = request
+        if command > nbd.CMD_WRITE or flags or length > LONGEST_IN_RUN:
+            await self._flush()
+            return False
+        payloads = []
+        if command == nbd.CMD_WRITE:
+            await self._reception.at_least(length, self._flush)
+            payloads = [self._reception.payload_here(length)]
+        await self.run(Run(command, length, [cookie], [offset], payloads))
+        return True
 
-    @property
-    def full(self) -> bool:
-        """Whether there may be no room for one more."""
-        return self._size > _ROOM - _SMALL
-
-    @staticmethod
-    def take(request: Request) -> bool:
-        """Whether a request may be put off."""
-        return request.command <= nbd.CMD_WRITE and not request.flags and request.length <= _SMALL
-
-    def add(self, request: Request, payload: memoryview | None) -> None:
-        """Put off a request."""
-        if not self._room:
-            self._room = memoryview(mmap.mmap(-1, _ROOM))
-        key = request.command, request.length
-        batch = self._batches.get(key)
-        if batch is None:
-            batch = self._batches[key] = _Batch()
-        batch.requests.append(request)
-        if payload is not None:
-            batch.payloads.append(payload)
-        self._size += request.length
+    async def run(self, run: Run) -> None:
+        """Put off a run."""
+        size = run.length * len(run.cookies)
+        if self._size + size > MOST_IN_RUN:
+            await self._flush()
+        self._size += size
+        batch = self._batches.setdefault((run.command, run.length), run)
+        if batch is not run:
+            batch.extend(run)
 
     def rest(self) -> None:
         """Give back the memory."""
         self._room = memoryview(b"")
 
-    async def carry_out(self) -> int:
+    async def settle(self) -> int:
         """Carry out all that was put off, and queue the replies; how many bytes those may borrow.
 
-        A checkpoint only if a request is carried out singly.  Call it again after one that was cancelled.
+        A checkpoint only if a request is carried out singly.  After a call that was cancelled, another goes on.
         """
+        if self._settling:  # by what a request that is carried out singly does
+            return 0
         batches, self._batches = self._batches, {}
         size, self._size = self._size, 0
         used = 0
-        for (command, length), batch in batches.items():
-            if command == nbd.CMD_READ:
-                done = self._read(batch.requests, length, used)
-                used += done * length
-                self._left += [(request, None) for request in batch.requests[done:]]
+        for run in batches.values():
+            if run.command == nbd.CMD_READ:
+                used += self._read(run, used)
             else:
-                done = self._write(batch, length)
-                self._left += zip(batch.requests[done:], batch.payloads[done:], strict=True)
-        while self._left:
-            await self._singly(*self._left[0])
-            del self._left[0]
+                self._write(run)
+        self._settling = True
+        try:
+            while self._left:
+                await self._singly(*self._left[0])
+                del self._left[0]
+        finally:
+            self._settling = False
         return size
 
-    def _read(self, requests: list[Request], length: int, used: int) -> int:
-        room = self._room[used : used + length * len(requests)]
-        done = _attempt(self._source.read_now, room, length, requests)
-        whole, put = self._machine.whole, self._output.put
-        for at, request in zip(range(0, done * length, length), requests, strict=False):
-            put(whole(request), room[at : at + length])
-        return done
+    def _read(self, run: Run, used: int) -> int:
+        """Carry out READs into the room, of which so much is used; how many bytes were read."""
+        if not self._room:
+            self._room = memoryview(mmap.mmap(-1, MOST_IN_RUN))
+        count, length = len(run.cookies), run.length
+        room = self._room[used : used + length * count]
+        done = _attempt(self._source.read_now, room, run)
+        parts: list[Buffer] = []
+        for header, at in zip(self._machine.wholes(run), range(0, done * length, length), strict=False):
+            parts += (header, room[at : at + length])
+        self._output.put(*parts)
+        self._left += [(run.request(index), None) for index in range(done, count)]
+        return done * length
 
-    def _write(self, batch: _Batch, length: int) -> int:
-        data = memoryview(b"".join(batch.payloads))
-        done = _attempt(self._source.write_now, data, length, batch.requests)
-        self._output.put(*map(self._machine.success, batch.requests[:done]))
-        return done
+    def _write(self, run: Run) -> None:
+        done = _attempt(self._source.write_now, memoryview(b"".join(run.payloads)), run)
+        self._output.put(self._machine.successes(run, range(done)))
+        self._left += [(run.request(index), run.payloads[index]) for index in range(done, len(run.cookies))]
 
 
-def _attempt(
-    operation: Callable[[memoryview, int, list[int]], int], data: memoryview, length: int, requests: list[Request]
-) -> int:
+def _attempt(operation: Callable[[memoryview, int, list[int]], int], data: memoryview, run: Run) -> int:
     """How many requests were done at once.  What goes wrong here must be no more than that they go the ordinary way."""
     with Barrier("an operation for requests that came together", lambda _: None):
-        return operation(data, length, [request.offset for request in requests])
+        return operation(data, run.length, run.offsets)
     return 0

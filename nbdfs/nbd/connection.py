@@ -1,13 +1,14 @@
 """One client of the server, from the greeting to the end.
 
-One task reads.  Requests to a source that never waits (`Caps.IMMEDIATE`) are carried out by that task.  Any other
-request is a run of `nbdfs.eager`: begun on the spot where the source can do that, else a task; a slow one delays no
-other.  The replies to requests that came in one piece, and are carried out at once, go out in one piece.  Memory in
-flight is bounded by reservations, and who may not reserve is not read from.
+One task reads.  Requests to a source that never waits are carried out by that task (`immediate.py`), small ones to a
+source that does several at once too (`batches.py`).  Any other request is a flight: begun on the spot where the source
+can do that, else a task; a slow one delays no other.  The replies to requests that came in one piece, and are carried
+out at once, go out in one piece.  Memory in flight is bounded by reservations, and who may not reserve is not read
+from.
 
 Invariants
 * A buffer of the pool belongs to one request from before its payload is received until its reply is sent.
-* Replies that borrow memory (views, the batch buffer) are flushed before the reading task's next checkpoint, or their
+* Replies that borrow memory (views, rooms) are flushed before the reading task's next checkpoint, or their
   bytes are copied; only the reading task queues such replies, and only while nobody else sends.
 * What was reserved is released exactly once, with the buffer.
 * Every request is answered exactly once.
@@ -16,9 +17,7 @@ Invariants
 from __future__ import annotations
 
 import logging
-import mmap
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import trio
@@ -28,15 +27,16 @@ from nbdfs.export import Export
 from nbdfs.flights import Flight, Flights
 from nbdfs.nbd.batches import Batches
 from nbdfs.nbd.exports import facts_of
+from nbdfs.nbd.immediate import Immediate
 from nbdfs.nbd.limits import OVERHEAD
 from nbdfs.nbd.operations import Operations
 from nbdfs.nbd.output import Output
 from nbdfs.nbd.proto import constants as nbd
-from nbdfs.nbd.proto.events import Disconnect, ExportFacts, ProtocolError, Refused, Request
+from nbdfs.nbd.proto.events import Disconnect, ExportFacts, ProtocolError, Refused, Request, Run
 from nbdfs.nbd.proto.handshake import ServerHandshake, State
 from nbdfs.nbd.proto.transmission import ServerTransmission
 from nbdfs.nbd.reception import HungUpError, Reception
-from nbdfs.nbd.stream import WOULD_BLOCK, SocketStream, Stream, TlsStream
+from nbdfs.nbd.stream import SocketStream, Stream, TlsStream
 from nbdfs.source import Caps
 from nbdfs.undo import unless_done
 
@@ -64,11 +64,9 @@ class Connection:
         self._reading = trio.CancelScope()
         self._handshake = ServerHandshake(server.exports, server.policy)
         self._in_transmission = False
-        self._batch = memoryview(b"")  # small reads of one batch are read into it
-        self._batch_used = 0
-        self._borrowing = 0  # bytes of replies queued that may lie in the source's memory or in the batch
         self._flights: Flights[_Flight] = Flights()
         self._push_is_due = False
+        self._immediate: Immediate | None = None  # of a source that never waits
         self._batches: Batches | None = None  # of a source that has a use for them
         self._poller: Callable[[], bool] | None = None  # of the source
 
@@ -94,7 +92,7 @@ class Connection:
             self._reception.stream.close()
             # They name this connection: neither shall keep the other alive, and all that a client has.
             del self._reception
-            self._batches = None
+            self._immediate = self._batches = None
 
     def stop(self) -> None:
         """Take no more requests; `run` ends when what is in flight is answered."""
@@ -148,12 +146,18 @@ class Connection:
         self._reception.machine = self._machine
         self._output.failed = self._reading.cancel
         self._memory = self._server.memory_of(export)
-        self._immediate = Caps.IMMEDIATE in export.source.info.caps and not export.before_access
-        borrows = self._immediate and facts.maximum <= self._limits.client_memory
+        immediate = Caps.IMMEDIATE in export.source.info.caps and not export.before_access
+        borrows = immediate and facts.maximum <= self._limits.client_memory
         self.operations = Operations(export, self._machine, self._output, borrows=borrows)
         self._eager = export.source.eager and not export.before_access
+        if immediate:
+            self._immediate = Immediate(
+                self._server, export.source, self._machine, self.operations, self._output, self._reception, self._flush
+            )
         if export.source.batches and not export.before_access:
-            self._batches = Batches(export.source, self._machine, self._output, self._singly)
+            self._batches = Batches(
+                export.source, self._machine, self._output, self._reception, self._flush, self._singly
+            )
         self._poller = export.source.poller()
         self._in_transmission = True
         ended: Exception | None = None
@@ -166,8 +170,7 @@ class Connection:
             except (HungUpError, ProtocolError, OSError) as error:
                 ended = error  # what is in flight is carried out all the same
             try:
-                if self._batches is not None:
-                    await self._batches.carry_out()
+                await self._settle()
                 eager.uncork()
                 await self._flights.fewer_than(1)
             finally:
@@ -183,50 +186,33 @@ class Connection:
             ended = None  # else it and this frame, and all that a client has, would keep each other alive
 
     async def _read_requests(self) -> None:
-        now = {nbd.CMD_READ: self._read_now, nbd.CMD_WRITE: self._write_now}  # of a source that never waits
-        most = self._limits.client_memory
+        machine, together = self._machine, self._batches or self._immediate
         while True:
-            event = self._machine.next_event()
+            event = (together and machine.next_run()) or machine.next_event()
             if event is None:
-                await self._flush_batch()
+                await self._flush()
                 await self._reception.some()
+            elif isinstance(event, Run):
+                assert together is not None
+                await together.run(event)
             elif isinstance(event, Request):
-                if self._batches is not None and self._batches.take(event):
-                    await self._put_off(event, self._batches)
-                    continue
-                if self._batches:
-                    await self._flush_batch()
-                if not self._immediate or event.length > most:
-                    await self._begin(event)
-                elif event.command != nbd.CMD_WRITE or not self._write_in_place(event):
-                    await now.get(event.command, self._other_now)(event)
+                if self._batches is None or not await self._batches.request(event):
+                    await self._carry_out(event)
             elif isinstance(event, Refused):
                 self.operations.refuse(event.request, event.error, event.message)
             elif isinstance(event, Disconnect):
                 return
 
-    # Requests that came together
-
-    async def _put_off(self, request: Request, batches: Batches) -> None:
-        """Wait with a small request until all that came along are known."""
-        received, payload = self._input, None
-        if request.command == nbd.CMD_WRITE:
-            while len(received) < request.length:
-                await self._flush_batch()
-                await self._reception.some()
-            payload = received.view[received.start : received.start + request.length]
-            received.start += request.length
-            self._machine.payload_received(request.length)
-        batches.add(request, payload)
-        if batches.full:
-            await self._flush_batch()
+    async def _carry_out(self, request: Request) -> None:
+        if self._immediate is None or not await self._immediate.request(request):
+            await self._begin(request)
 
     async def _singly(self, request: Request, payload: memoryview | None) -> None:
-        """Carry out a small request by itself after all."""
-        if not self._immediate:
+        """Carry out a small request that was put off by itself after all."""
+        if self._immediate is None:
             await self._begin(request, payload)
         elif payload is None:
-            await self._read_now(request)
+            await self._carry_out(request)
         else:
             await self.operations.perform(request, payload)
 
@@ -237,7 +223,8 @@ class Connection:
         payload = request.length if request.command in (nbd.CMD_READ, nbd.CMD_WRITE) else 0
         weight = payload + OVERHEAD
         if not self._memory.reserve_now(weight):
-            await self._flush_batch()
+            eager.uncork()
+            await self._output.flush()
             await self._memory.reserve(weight)
         buffer = self._server.buffers.take(payload) if payload else None
         if buffer is not None and request.command == nbd.CMD_WRITE:
@@ -247,7 +234,7 @@ class Connection:
                 else:
                     buffer[:payload] = received
         flight = _Flight(self, request, weight, buffer)
-        if not self._immediate:  # which may wait before the next flush
+        if self._immediate is None:  # else it may wait before the next flush
             eager.cork()  # others may follow: what they send can go together
         self._flights.add(flight, flight)
         if self._eager:
@@ -279,114 +266,21 @@ class Connection:
             self._server.buffers.give(buffer)
         self._memory.release(weight)
 
-    # Requests that do not wait
+    # Sending
 
-    async def _other_now(self, request: Request) -> None:
-        await self.operations.perform(request, None)
-
-    async def _read_now(self, request: Request) -> None:
-        """A READ of a source that never waits."""
-        if self._output.busy:
-            await self._flush_batch()
-        try:
-            view = self.operations.view(request)
-        except OSError:
-            view = None  # reading it the other way gives the error reply
-        if view is not None:
-            self._output.put(self._machine.whole(request), view)
-        elif request.length > _BATCH:
-            async with self._borrowed(request.length) as buffer:
-                await self.operations.perform(request, buffer)
-                await self._output.flush_borrowed()
-        else:
-            if request.length > _BATCH - self._batch_used:
-                await self._flush_batch()
-            if not self._batch:
-                self._batch = memoryview(mmap.mmap(-1, _BATCH))
-            start = self._batch_used
-            self._batch_used += request.length
-            await self.operations.perform(request, self._batch[start : self._batch_used])
-        self._borrowing += request.length
-        if self._borrowing >= _VIEWS:
-            await self._flush_batch()
-
-    async def _flush_batch(self) -> None:
+    async def _flush(self) -> None:
         """Carry out what was put off, and send all replies; what they borrow is free then."""
-        if self._batches:
-            borrowed = await self._batches.carry_out()
-            self._borrowing += borrowed
+        await self._settle()
         eager.uncork()
-        if self._borrowing:
-            await self._output.flush_borrowed()
-            self._borrowing = self._batch_used = 0
-        else:
-            await self._output.flush()
+        await self._output.flush()
 
-    def _write_in_place(self, request: Request) -> bool:
-        """A WRITE whose payload is here already, if it goes into memory of the source; whether it was done."""
-        received, length = self._input, request.length
-        start = received.start
-        end = start + length
-        if end > received.end or (place := self.operations.place(request, 0)) is None:
-            return False
-        place[:] = received.view[start:end]
-        received.start = end
-        self._reception.header_alone = length >= _LARGE
-        self._machine.payload_received(length)
-        self._output.put(self._machine.success(request))
-        return True
-
-    async def _write_now(self, request: Request) -> None:
-        """A WRITE to a source that never waits."""
-        length = request.length
-        received = self._input
-        self._reception.header_alone = length >= _LARGE
-        if len(received) >= length:
-            start = received.start
-            received.start += length
-            self._machine.payload_received(length)
-            await self.operations.perform(request, received.view[start : start + length])
-            return
-        await self._flush_batch()
-        done = await self._receive_in_place(request)
-        if done == length:
-            self._output.put(self._machine.success(request))
-            return
-        async with self._borrowed(length - done) as buffer:
-            await self._reception.payload(buffer[: length - done])
-            rest = request._replace(offset=request.offset + done, length=length - done)
-            await self.operations.perform(rest, buffer)
-
-    async def _receive_in_place(self, request: Request) -> int:
-        """Receive the payload of a WRITE straight into the source's memory; give how much went there.
-
-        The view is asked for anew after each wait.  A client that hangs up leaves a part of its write behind, as a disk
-        does whose power fails.
-        """
-        done = 0
-        place: memoryview | None = None  # where the rest goes
-        while done < request.length:
-            place = place or self.operations.place(request, done)
-            if place is None:
-                break
-            count = self._reception.part(place, look=True)
-            if count == WOULD_BLOCK:
-                place = None
-                await self._reception.payload_to_come()
-            else:
-                done += count
-                place = place[count:]
-        return done
-
-    @asynccontextmanager
-    async def _borrowed(self, length: int) -> AsyncIterator[memoryview]:
-        await self._server.memory.reserve(length)
-        buffer = self._server.buffers.take(length)
-        try:
-            yield buffer
-        finally:
-            self._server.buffers.give(buffer)
-            self._server.memory.release(length)
+    async def _settle(self) -> None:
+        """Carry out what was put off, and leave no reply that borrows memory."""
+        borrowed = await self._batches.settle() if self._batches is not None else 0
+        if self._immediate is not None:
+            borrowed += self._immediate.settle()
+        if borrowed:
+            self._output.own()
 
     # What the reception asks for
 
@@ -397,9 +291,9 @@ class Connection:
 
     def _rest(self) -> None:
         """The client asks for nothing: give back its memory."""
-        self._batch = memoryview(b"")
-        if self._batches is not None:
-            self._batches.rest()
+        for holder in (self._immediate, self._batches):
+            if holder is not None:
+                holder.rest()
         self._server.buffers.drop()
 
 

@@ -92,12 +92,11 @@ class Output:
         if self.error:
             raise ConnectionError(self.error.errno, self.error.strerror)  # a new one, which keeps no frames alive
 
-    async def flush_borrowed(self) -> None:
-        """`flush`, where buffers that are queued must not outlive the next checkpoint."""
+    def own(self) -> None:
+        """Send what the stream takes now, and copy the rest, whose buffers must not outlive the next checkpoint."""
         self._send_now()
         if self._queue:
             self._queue = [part if isinstance(part, FilePart) else bytes(part) for part in self._queue]
-        await self.flush()
 
     def _begin(self) -> None:
         """From here on only one sends; who else waits for it waits for `_idle`."""

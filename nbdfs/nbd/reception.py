@@ -10,7 +10,7 @@ import errno
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import trio
 
@@ -87,6 +87,21 @@ class Reception:
                 raise ProtocolError("hung up in the middle of a message")
             raise HungUpError
         self.input.received(count)
+
+    async def at_least(self, count: int, flush: Callable[[], Awaitable[None]]) -> None:
+        """Receive until so many bytes of a payload are in `input`; `flush` is called before more is received."""
+        while len(self.input) < count:
+            await flush()
+            await self.some()
+
+    def payload_here(self, count: int) -> memoryview:
+        """The payload that is next, all of it in `input`, where it lies until more is received."""
+        received = self.input
+        start = received.start
+        received.start = end = start + count
+        if self.machine:
+            self.machine.payload_received(count)
+        return received.view[start:end]
 
     async def payload(self, buffer: memoryview) -> None:
         """Fill the buffer with the payload that comes next."""

@@ -220,6 +220,27 @@ async def test_view_is_the_data(device: Device) -> None:
             await device.check(offset, length)
 
 
+async def test_views_of_many_ranges_are_the_data(device: Device) -> None:
+    """Some of the ranges may lie outside."""
+    block = device.door.info.block.minimum
+    for length in {block, max(4096, block)}:
+        offsets = [offset - offset % block for offset, _ in device.ranges()] + [device.size - length + block, -length]
+        offsets = list(dict.fromkeys(offsets))
+        inside = [0 <= offset <= device.size - length for offset in offsets]
+        views = device.door.views(length, offsets)
+        assert len(views) == len(offsets)
+        for offset, view, is_inside in zip(offsets, views, inside, strict=True):
+            assert view is None or (is_inside and view == device.model[offset : offset + length])
+        apart = [offset for offset, is_inside in zip(offsets, inside, strict=True) if is_inside and not offset % length]
+        for offset, view in zip(apart, device.door.views(length, apart, writable=True), strict=True):
+            assert view is None or can(device, Caps.WRITE)
+            if view is not None:
+                sample = device.sample(offset, length)
+                view[:] = sample
+                device.wrote(offset, sample)
+    await device.check()
+
+
 async def test_what_is_done_at_once_is_what_the_ordinary_way_does(device: Device) -> None:
     """Any number of a batch, from the first on; other bytes of the buffer stay as they are."""
     block = device.door.info.block.minimum
@@ -253,6 +274,7 @@ async def test_nothing_is_written_at_once_to_a_readonly_device(readonly: Device)
 
 async def test_no_writable_view_of_a_readonly_device(readonly: Device) -> None:
     assert all(readonly.door.view(offset, length, writable=True) is None for offset, length in readonly.ranges())
+    assert not any(readonly.door.views(512, [0, 512], writable=True))
 
 
 async def test_backing_is_the_data(device: Device) -> None:

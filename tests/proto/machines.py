@@ -6,7 +6,7 @@ import struct
 from collections.abc import Iterable
 
 from nbdfs.nbd.proto import constants as nbd
-from nbdfs.nbd.proto.events import Agreed, ExportFacts, Refused, Request
+from nbdfs.nbd.proto.events import Agreed, ExportFacts, Refused, Request, Run
 from nbdfs.nbd.proto.handshake import Policy, ServerHandshake, State, Tls
 from nbdfs.nbd.proto.input import Input
 from nbdfs.nbd.proto.transmission import ServerTransmission
@@ -63,13 +63,15 @@ def transmission(agreed: Agreed, *, readonly: bool = False, facts: ExportFacts =
     return ServerTransmission(facts, agreed, flags, Input())
 
 
-def events(machine: ServerTransmission, data: bytes, *, step: int) -> list[object]:
-    """What comes out of a stream of requests: events, each WRITE followed by its payload."""
+def events(machine: ServerTransmission, data: bytes, *, step: int, runs: bool = False) -> list[object]:
+    """What comes out of a stream of requests: events, each WRITE followed by its payload; with `runs` as these, too."""
     found: list[object] = []
     writing = bytearray()
     for at in range(0, len(data), step):
         machine.received.feed(data[at : at + step])
         while True:
+            while runs and (run := machine.next_run()):
+                found += members(run)
             event = machine.next_event()
             if event is not None:
                 found.append(event)
@@ -90,6 +92,17 @@ def events(machine: ServerTransmission, data: bytes, *, step: int) -> list[objec
             else:
                 break
     return found
+
+
+def members(run: Run) -> list[object]:
+    """The requests of a run, of which there are two or more, each WRITE followed by its payload."""
+    assert len(run.cookies) == len(run.offsets) > 1
+    requests = [run.request(index) for index in range(len(run.cookies))]
+    if run.command == nbd.CMD_READ:
+        assert not run.payloads
+        return list(requests)
+    pairs = zip(requests, run.payloads, strict=True)
+    return [part for request, payload in pairs for part in (request, bytes(payload))]
 
 
 def refusals(found: list[object]) -> list[int]:

@@ -1,6 +1,7 @@
 """Any bytes parse or give a ProtocolError: random ones, and streams that make sense until some bytes are changed."""
 
 import contextlib
+from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,7 +11,7 @@ from nbdfs.nbd.proto.events import Agreed, ProtocolError, Request
 from nbdfs.nbd.proto.handshake import State, Tls
 from tests.proto.machines import DISK, events, option, shake, string, transmission
 from tests.proto.test_handshake import CONTEXT, EXTENDED, FIXED, GO, STRUCTURED
-from tests.proto.test_transmission import compact, extended
+from tests.proto.test_transmission import SIMPLE, compact, extended
 
 OPTIONS = [GO, STRUCTURED, EXTENDED, option(nbd.OPT_SET_META_CONTEXT, CONTEXT), option(nbd.OPT_LIST),
            option(nbd.OPT_STARTTLS), option(nbd.OPT_INFO, string("") + b"\0\0"), option(nbd.OPT_ABORT)]  # fmt: skip
@@ -51,3 +52,38 @@ def test_transmission(
         for event in events(machine, data, step=step):
             if isinstance(event, Request) and event.command != nbd.CMD_FLUSH:
                 assert 0 < event.length <= DISK.size - event.offset
+
+
+ORDINARY = st.tuples(
+    st.sampled_from([nbd.CMD_READ, nbd.CMD_WRITE, nbd.CMD_FLUSH]), st.sampled_from([0] * 6 + [nbd.CMD_FLAG_FUA]),
+    st.sampled_from([0, 512, 4096, DISK.size - 512, DISK.size - 511]), st.sampled_from([0, 1, 512, 513]),
+    st.integers(1, 12),
+)  # fmt: skip
+
+
+@given(st.lists(ORDINARY, max_size=8), CHANGES, st.integers(1, 9000), st.booleans(), st.booleans(), st.booleans())
+def test_runs_are_the_requests_that_come_one_by_one(
+    parts: list[tuple[int, int, int, int, int]],
+    changes: list[tuple[int, bytes]],
+    step: int,
+    spoilt: bool,
+    readonly: bool,
+    sectors: bool,
+) -> None:
+    """Any mixture of requests, whole or spoilt, in pieces of any size."""
+    data = b""
+    for command, flags, offset, length, count in parts:
+        for number in range(count):
+            length *= command != nbd.CMD_FLUSH
+            data += compact(command, len(data) + number, offset if length else 0, length, flags)
+            data += bytes([number]) * length * (command == nbd.CMD_WRITE)
+    data = changed(data, changes) if spoilt else data
+    facts = DISK if not sectors else replace(DISK, minimum=512)
+
+    def found(runs: bool) -> list[object] | str:
+        try:
+            return events(transmission(SIMPLE, readonly=readonly, facts=facts), data, step=step, runs=runs)
+        except ProtocolError as error:
+            return str(error)
+
+    assert found(True) == found(False)

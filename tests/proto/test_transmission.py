@@ -5,7 +5,7 @@ import struct
 import pytest
 
 from nbdfs.nbd.proto import constants as nbd
-from nbdfs.nbd.proto.events import Agreed, Disconnect, ProtocolError, Refused, Request
+from nbdfs.nbd.proto.events import Agreed, Disconnect, ProtocolError, Refused, Request, Run
 from tests.proto.machines import DISK, events, refusals, transmission
 
 SIMPLE = Agreed(fixed=True)
@@ -169,3 +169,13 @@ def test_extended_replies() -> None:
 def test_error_text_is_no_longer_than_a_string() -> None:
     reply = transmission(STRUCTURED).error(READ, nbd.EIO, "x" * 10000)
     assert len(reply) == 20 + 6 + 4096
+
+
+@pytest.mark.parametrize("agreed", [SIMPLE, STRUCTURED, EXTENDED], ids=["simple", "structured", "extended"])
+def test_replies_to_a_run_are_those_to_its_requests(agreed: Agreed) -> None:
+    machine = transmission(agreed)
+    reads = Run(nbd.CMD_READ, 512, [7, 1 << 63, 9], [0, 4096, 1 << 19], [])
+    assert machine.wholes(reads) == [machine.whole(reads.request(index)) for index in range(3)]
+    writes = reads._replace(command=nbd.CMD_WRITE)
+    assert machine.successes(writes, [0, 2]) == machine.success(writes.request(0)) + machine.success(writes.request(2))
+    assert machine.successes(writes, []) == b""

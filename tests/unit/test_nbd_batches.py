@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import random
-import socket
-import struct
 from collections.abc import Sequence
 
 import pytest
@@ -13,17 +11,13 @@ import trio.testing
 
 from nbdfs.checked import Checked
 from nbdfs.export import Export
-from nbdfs.nbd.exports import ServedExports
 from nbdfs.nbd.limits import Limits
 from nbdfs.nbd.proto import constants as nbd
-from nbdfs.nbd.server import Server
-from nbdfs.nbd.stream import SocketStream
 from nbdfs.source import Caps
 from tests.devices import EVERYTHING, Ram
+from tests.nbd_talks import replies, request, talk
 
 SIZE = 1 << 20
-ENTER = struct.pack(">IQII", 3, nbd.OPTION_MAGIC, nbd.OPT_EXPORT_NAME, 0)
-_ASK = struct.Struct(">IHHQQI")
 
 
 class Batching(Ram):
@@ -51,50 +45,6 @@ class Batching(Ram):
         return min(self.at_once, len(offsets))
 
 
-def _request(command: int, cookie: int, offset: int = 0, length: int = 0, flags: int = 0) -> bytes:
-    return _ASK.pack(nbd.REQUEST_MAGIC, flags, command, cookie, offset, length)
-
-
-async def _talk(export: Export, data: bytes, step: int = 1 << 30, limits: Limits | None = None) -> bytes:
-    """Send this after the handshake, `step` bytes at a time, and hang up; all that the server says."""
-    exports = ServedExports()
-    await exports.show(export)
-    ours, theirs = socket.socketpair()
-    ours.setblocking(False)
-    said = bytearray()
-    with trio.fail_after(30), trio.socket.from_stdlib_socket(ours) as client:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(Server(exports, limits=limits).handle, SocketStream(theirs, "client"))
-
-            async def send() -> None:
-                stream = trio.SocketStream(client)
-                await stream.send_all(ENTER)
-                for at in range(0, len(data), step):
-                    await stream.send_all(data[at : at + step])
-                    if step < len(data):
-                        await trio.testing.wait_all_tasks_blocked()
-                await stream.send_eof()
-
-            nursery.start_soon(send)
-            while part := await client.recv(1 << 20):
-                said += part
-    return bytes(said[18 + 10 :])
-
-
-def _replies(said: bytes, lengths: dict[int, int]) -> dict[int, tuple[int, bytes]]:
-    """(error, data) by cookie of simple replies; `lengths` are those of the reads."""
-    found: dict[int, tuple[int, bytes]] = {}
-    at = 0
-    while at < len(said):
-        magic, error, cookie = struct.unpack_from(">IIQ", said, at)
-        assert magic == nbd.SIMPLE_REPLY_MAGIC
-        assert cookie not in found
-        length = 0 if error else lengths.get(cookie, 0)
-        found[cookie] = error, said[at + 16 : at + 16 + length]
-        at += 16 + length
-    return found
-
-
 @pytest.mark.parametrize("caps", [EVERYTHING, EVERYTHING | Caps.IMMEDIATE], ids=["may wait", "immediate"])
 @pytest.mark.parametrize("at_once", [0, 1, 5, 1000])
 @pytest.mark.parametrize("seed", range(3))
@@ -111,31 +61,32 @@ async def test_every_request_is_answered_once(at_once: int, caps: Caps, seed: in
         if kind in ("read", "long"):
             length = 40 << 10 if kind == "long" else length
             offset = chance.randrange(SIZE // 2, SIZE - length)
-            data += _request(nbd.CMD_READ, cookie, offset, length)
+            data += request(nbd.CMD_READ, cookie, offset, length)
             lengths[cookie], expected[cookie] = length, bytes(model[offset : offset + length])
         elif kind in ("write", "fua") and blocks:
             offset, payload = blocks.pop(), chance.randbytes(length)
             flags = nbd.CMD_FLAG_FUA if kind == "fua" else 0
-            data += _request(nbd.CMD_WRITE, cookie, offset, length, flags) + payload
+            data += request(nbd.CMD_WRITE, cookie, offset, length, flags) + payload
             model[offset : offset + length] = payload
         elif kind == "wrong":
-            data += _request(nbd.CMD_READ, cookie, SIZE, 512)
+            data += request(nbd.CMD_READ, cookie, SIZE, 512)
         else:
-            data += _request(nbd.CMD_FLUSH, cookie)
-    data += _request(nbd.CMD_DISC, 1000)
+            data += request(nbd.CMD_FLUSH, cookie)
+    data += request(nbd.CMD_DISC, 1000)
     step = [1 << 30, 1000, 50_000][seed]
-    replies = _replies(await _talk(Export("", Checked(source)), bytes(data), step), lengths)
-    assert sorted(replies) == list(range(200))
-    assert {cookie: replies[cookie] for cookie in expected} == {cookie: (0, text) for cookie, text in expected.items()}
+    answers = replies(await talk(Export("", Checked(source)), bytes(data), step), lengths)
+    assert sorted(answers) == list(range(200))
+    assert {cookie: answers[cookie] for cookie in expected} == {cookie: (0, text) for cookie, text in expected.items()}
     assert source.content == model
 
 
-async def test_what_came_together_is_one_call() -> None:
-    source = Batching(1000)
-    data = b"".join(_request(nbd.CMD_READ, cookie, cookie * 4096, 4096) for cookie in range(16))
-    data += b"".join(_request(nbd.CMD_WRITE, 16 + cookie, cookie * 4096, 512) + bytes(512) for cookie in range(8))
+@pytest.mark.parametrize("caps", [EVERYTHING, EVERYTHING | Caps.IMMEDIATE], ids=["may wait", "immediate"])
+async def test_what_came_together_is_one_call(caps: Caps) -> None:
+    source = Batching(1000, caps)
+    data = b"".join(request(nbd.CMD_READ, cookie, cookie * 4096, 4096) for cookie in range(16))
+    data += b"".join(request(nbd.CMD_WRITE, 16 + cookie, cookie * 4096, 512) + bytes(512) for cookie in range(8))
     door = Checked(source)
-    await _talk(Export("", door), data + _request(nbd.CMD_DISC, 0))
+    await talk(Export("", door), data + request(nbd.CMD_DISC, 0))
     assert sorted(source.given) == [("read", 16), ("write", 8)]
     assert source.log == []
     assert (door.counters["read"].requests, door.counters["read"].bytes) == (16, 16 * 4096)
@@ -145,17 +96,17 @@ async def test_what_came_together_is_one_call() -> None:
 @pytest.mark.parametrize("step", [1, 7, 28, 29, 540])
 async def test_a_payload_that_comes_in_pieces(step: int) -> None:
     source = Batching(1000)
-    data = b"".join(_request(nbd.CMD_WRITE, at, at * 512, 512) + bytes([at]) * 512 for at in range(4))
-    replies = _replies(await _talk(Export("", Checked(source)), data, step), {})
-    assert replies == dict.fromkeys(range(4), (0, b""))
+    data = b"".join(request(nbd.CMD_WRITE, at, at * 512, 512) + bytes([at]) * 512 for at in range(4))
+    answers = replies(await talk(Export("", Checked(source)), data, step), {})
+    assert answers == dict.fromkeys(range(4), (0, b""))
     assert source.content[:2048] == b"".join(bytes([at]) * 512 for at in range(4))
 
 
-@pytest.mark.parametrize("ending", [b"", b"x" * 28, _request(nbd.CMD_DISC, 0), _request(nbd.CMD_WRITE, 9, 0, 512)])
+@pytest.mark.parametrize("ending", [b"", b"x" * 28, request(nbd.CMD_DISC, 0), request(nbd.CMD_WRITE, 9, 0, 512)])
 async def test_what_came_before_the_end_is_carried_out(ending: bytes) -> None:
     """Whether the client hangs up, breaks the protocol, says goodbye, or dies in the middle of a payload."""
     source = Batching(1000)
-    await _talk(Export("", Checked(source)), _request(nbd.CMD_WRITE, 1, 0, 512) + bytes(512) + ending)
+    await talk(Export("", Checked(source)), request(nbd.CMD_WRITE, 1, 0, 512) + bytes(512) + ending)
     assert source.content[:512] == bytes(512)
 
 
@@ -163,19 +114,19 @@ async def test_what_came_before_the_end_is_carried_out(ending: bytes) -> None:
 async def test_a_failure_is_that_request_s_alone(caps: Caps) -> None:
     source = Batching(2, caps)
     source.fail = lambda name, offset, length: 5 if offset == 3 * 4096 else 0
-    data = b"".join(_request(nbd.CMD_READ, at, at * 4096, 4096) for at in range(6))
-    replies = _replies(await _talk(Export("", Checked(source)), data), dict.fromkeys(range(6), 4096))
-    assert [replies[at][0] for at in range(6)] == [0, 0, 0, nbd.EIO, 0, 0]
+    data = b"".join(request(nbd.CMD_READ, at, at * 4096, 4096) for at in range(6))
+    answers = replies(await talk(Export("", Checked(source)), data), dict.fromkeys(range(6), 4096))
+    assert [answers[at][0] for at in range(6)] == [0, 0, 0, nbd.EIO, 0, 0]
 
 
 async def test_memory_for_what_waits_is_reserved() -> None:
     """What is not done at once waits its turn where a client may have only a few requests in flight."""
     source = Batching(0)
     source.delay = 0.001
-    data = b"".join(_request(nbd.CMD_WRITE, at, at * 4096, 4096) + bytes([at]) * 4096 for at in range(20))
+    data = b"".join(request(nbd.CMD_WRITE, at, at * 4096, 4096) + bytes([at]) * 4096 for at in range(20))
     limits = Limits(client_memory=80 << 10)
-    replies = _replies(await _talk(Export("", Checked(source)), data, limits=limits), {})
-    assert sorted(replies) == list(range(20))
+    answers = replies(await talk(Export("", Checked(source)), data, limits=limits), {})
+    assert sorted(answers) == list(range(20))
     assert source.content[: 20 * 4096] == b"".join(bytes([at]) * 4096 for at in range(20))
 
 
@@ -188,7 +139,7 @@ async def test_a_mounted_source_is_asked_the_ordinary_way() -> None:
         await trio.lowlevel.checkpoint()
         asked.append((offset, length))
 
-    await _talk(Export("", Checked(source), before_access=before), _request(nbd.CMD_READ, 1, 0, 512))
+    await talk(Export("", Checked(source), before_access=before), request(nbd.CMD_READ, 1, 0, 512))
     assert (asked, source.given) == ([(0, 512)], [])
 
 
@@ -203,7 +154,7 @@ async def test_a_fault_of_the_driver_is_logged_and_its_requests_go_the_ordinary_
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     source = Faulty(1000)
-    data = _request(nbd.CMD_READ, 1, 0, 512) + _request(nbd.CMD_READ, 2, 512, 512)
-    replies = _replies(await _talk(Export("", Checked(source)), data), {1: 512, 2: 512})
-    assert replies == {1: (0, bytes(source.content[:512])), 2: (0, bytes(source.content[512:1024]))}
+    data = request(nbd.CMD_READ, 1, 0, 512) + request(nbd.CMD_READ, 2, 512, 512)
+    answers = replies(await talk(Export("", Checked(source)), data), {1: 512, 2: 512})
+    assert answers == {1: (0, bytes(source.content[:512])), 2: (0, bytes(source.content[512:1024]))}
     assert "requests that came together failed" in caplog.text

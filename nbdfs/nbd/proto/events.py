@@ -7,6 +7,9 @@ from typing import NamedTuple
 
 from nbdfs.records import Record
 
+LONGEST_IN_RUN = 32 << 10  # bytes of a request
+MOST_IN_RUN = 256 << 10  # bytes of all requests
+
 
 class ProtocolError(Exception):
     """The peer broke the protocol in a way that leaves the two ends out of step: the connection must end."""
@@ -72,6 +75,29 @@ class Request(NamedTuple):
     offset: int
     length: int
     contexts: Sequence[int] = ()
+
+
+class Run(NamedTuple):
+    """READs or WRITEs of one length, without flags, that were received one behind the other.
+
+    `payloads` are those of WRITEs, where they were received.
+    """
+
+    command: int
+    length: int
+    cookies: list[int]
+    offsets: list[int]
+    payloads: list[memoryview]
+
+    def extend(self, other: Run) -> None:
+        """Append another of the same command and length."""
+        self.cookies.extend(other.cookies)
+        self.offsets.extend(other.offsets)
+        self.payloads.extend(other.payloads)
+
+    def request(self, index: int) -> Request:
+        """One of them."""
+        return Request(self.command, 0, self.cookies[index], self.offsets[index], self.length)
 
 
 class Refused(NamedTuple):

@@ -15,14 +15,26 @@ from __future__ import annotations
 import enum
 import itertools
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from nbdfs.nbd.proto import constants as nbd
-from nbdfs.nbd.proto.events import Agreed, Disconnect, ExportFacts, ProtocolError, Refused, Request
+from nbdfs.nbd.proto.events import (
+    LONGEST_IN_RUN,
+    MOST_IN_RUN,
+    Agreed,
+    Disconnect,
+    ExportFacts,
+    ProtocolError,
+    Refused,
+    Request,
+    Run,
+)
 from nbdfs.nbd.proto.input import Input
 
 _REQUEST = struct.Struct(">IHHQQI")
 _EXTENDED_REQUEST = struct.Struct(">IHHQQQ")
+_RUN = ">QQQI"  # _REQUEST, with the magic, the flags and the command as one number
+_FIRST_OF_RUN = struct.Struct(_RUN)
 _SIMPLE = struct.Struct(">IIQ")
 _CHUNK = struct.Struct(">IHHQI")
 _DATA_CHUNK = struct.Struct(">IHHQIQ")
@@ -34,6 +46,10 @@ _MOST_SKIPPED = 64 << 20  # bytes of a payload too long that are dropped to stay
 _MOST_STATUS = 8 + 4 * 64  # bytes of the payload of a BLOCK_STATUS
 _MOST_EXTENTS = 1 << 20  # NBD_REPLY_TYPE_BLOCK_STATUS: no more in one chunk
 _LONGEST = 0xFFFFFFFF & -(1 << 20)  # bytes of an extent in 32 bits, whatever the block size
+
+_SUCCESS = nbd.SIMPLE_REPLY_MAGIC << 32  # how a simple reply without an error begins
+_PLAIN = nbd.REQUEST_MAGIC << 32  # how a header without flags begins, but for the command
+_PLAIN_WRITE = _PLAIN | nbd.CMD_WRITE
 
 # Request types that carry a range, with the flags each may have ("Command flags").  FUA may come with any.
 _FLAGS = {
@@ -128,6 +144,38 @@ class ServerTransmission:
             self._state = _State.PAYLOAD
             self.payload_left = length
         return request
+
+    def next_run(self) -> Run | None:
+        """Two or more requests that are here with their payloads; None if what is next is no run: see `next_event`."""
+        received = self.received
+        start = received.start
+        here = received.end - start
+        if here < 2 * _REQUEST.size or self.extended or self._state is not _State.REQUEST:
+            return None
+        kind, _, _, length = _FIRST_OF_RUN.unpack_from(received.view, start)
+        behind = length if kind == _PLAIN_WRITE else 0
+        step = _REQUEST.size + behind
+        mask = self._mask
+        if here < 2 * step or kind ^ _PLAIN not in self._plain or not 0 < length <= LONGEST_IN_RUN or length & mask:
+            return None
+        count = min(here // step, MOST_IN_RUN // length)
+        cookies: list[int] = []
+        offsets: list[int] = []
+        most = self._size - length
+        headers = struct.iter_unpack(f"{_RUN}{behind}x", received.view[start : start + count * step])
+        for kind_, cookie, offset, length_ in headers:
+            if kind_ != kind or length_ != length or offset > most or offset & mask:
+                break
+            cookies.append(cookie)
+            offsets.append(offset)
+        count = len(cookies)
+        if count < 2:
+            return None
+        received.start = end = start + count * step
+        payloads = []
+        if behind:
+            payloads = [received.view[at : at + length] for at in range(start + _REQUEST.size, end, step)]
+        return Run(kind ^ _PLAIN, length, cookies, offsets, payloads)
 
     def _examined(self, request: Request) -> Event | None:
         """A request that is not one of `_plain`, or about which something may be wrong."""
@@ -244,6 +292,25 @@ class ServerTransmission:
         if not self.structured:
             return _SIMPLE.pack(nbd.SIMPLE_REPLY_MAGIC, 0, request.cookie)
         return self.data(request, request.offset, request.length, True)
+
+    def wholes(self, run: Run) -> list[bytes]:
+        """`whole` for each READ of a run."""
+        if not self.structured:
+            return [_SIMPLE.pack(nbd.SIMPLE_REPLY_MAGIC, 0, cookie) for cookie in run.cookies]
+        if self.extended:
+            return [self.whole(run.request(index)) for index in range(len(run.cookies))]
+        pack, length = _DATA_CHUNK.pack, run.length + 8
+        return [
+            pack(nbd.STRUCTURED_REPLY_MAGIC, nbd.REPLY_FLAG_DONE, nbd.REPLY_TYPE_OFFSET_DATA, cookie, length, offset)
+            for cookie, offset in zip(run.cookies, run.offsets, strict=True)
+        ]
+
+    def successes(self, run: Run, done: Sequence[int]) -> bytes:
+        """`success` for these WRITEs of a run."""
+        if self.extended:
+            return b"".join(self.success(run.request(index)) for index in done)
+        numbers = itertools.chain.from_iterable((_SUCCESS, run.cookies[index]) for index in done)
+        return struct.pack(f">{2 * len(done)}Q", *numbers)
 
     def data(self, request: Request, offset: int, length: int, done: bool) -> bytes:
         """What comes before `length` bytes of a READ."""

@@ -1,0 +1,221 @@
+"""Requests to a source that never waits (`Caps.IMMEDIATE`), carried out by the task that reads them.
+
+Where the source can show its memory, reads are sent from there and writes received there; runs of small requests ask
+for all their places at once.  Other reads go through one buffer.
+
+Invariants
+* What borrows memory (views, the buffer) is queued only while nobody else sends.
+* The buffer is used again only after `settle`, behind which all that was queued is sent or copied.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from nbdfs.barrier import Barrier
+from nbdfs.nbd.operations import Operations
+from nbdfs.nbd.output import Output
+from nbdfs.nbd.proto import constants as nbd
+from nbdfs.nbd.proto.events import LONGEST_IN_RUN, Request, Run
+from nbdfs.nbd.proto.transmission import ServerTransmission
+from nbdfs.nbd.reception import Reception
+from nbdfs.nbd.stream import WOULD_BLOCK, Buffer
+from nbdfs.source import Source
+
+if TYPE_CHECKING:
+    from nbdfs.nbd.server import Server
+
+_ROOM = 256 << 10  # bytes of small reads that are read into one buffer and sent together
+_VIEWS = 1 << 20  # bytes of replies that are sent together where they lie
+_LARGE = 64 << 10  # bytes: after a payload that long the next header comes alone, so that what follows can go in place
+
+
+class Immediate:
+    """The requests of one client.  `flush` calls `settle` and sends all replies."""
+
+    def __init__(
+        self,
+        server: Server,
+        source: Source,
+        machine: ServerTransmission,
+        operations: Operations,
+        output: Output,
+        reception: Reception,
+        flush: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._server = server
+        self._most = server.limits.client_memory
+        self._source = source
+        self._machine = machine
+        self._operations = operations
+        self._output = output
+        self._reception = reception
+        self._input = reception.input
+        self._flush = flush
+        self._room = memoryview(b"")
+        self._used = 0  # bytes of the room
+        self._borrowing = 0  # bytes of replies queued that may lie in the source's memory or in the room
+
+    async def request(self, request: Request) -> bool:
+        """Carry out a request, unless it is too large; whether it was done.  If not, nothing is borrowed any more."""
+        if request.length > self._most:
+            await self._flush()
+            return False
+        if request.command == nbd.CMD_READ:
+            await self._read(request)
+        elif request.command != nbd.CMD_WRITE:
+            await self._operations.perform(request, None)
+        elif not self._write_received(request):
+            await self._write(request)
+        return True
+
+    async def run(self, run: Run) -> None:
+        """Carry out a run."""
+        if run.command == nbd.CMD_READ:
+            await self._read_run(run)
+        else:
+            await self._write_run(run)
+
+    def settle(self) -> int:
+        """How many bytes of the replies that are queued may be borrowed."""
+        borrowed = self._borrowing
+        self._borrowing = self._used = 0
+        return borrowed
+
+    def rest(self) -> None:
+        """Give back the memory."""
+        self._room = memoryview(b"")
+
+    # Runs
+
+    async def _read_run(self, run: Run) -> None:
+        if self._output.busy:
+            await self._flush()
+        parts: list[Buffer] = []
+        left = []
+        for index, (header, view) in enumerate(zip(self._machine.wholes(run), self._views(run), strict=True)):
+            if view is None:
+                left.append(index)
+            else:
+                parts += (header, view)
+        self._output.put(*parts)
+        await self._borrowed(len(parts) // 2 * run.length)
+        for index in left:
+            await self._copied(run.request(index))
+
+    async def _write_run(self, run: Run) -> None:
+        done: list[int] = []
+        left = []
+        for index, (place, payload) in enumerate(zip(self._views(run, writable=True), run.payloads, strict=True)):
+            if place is None:
+                left.append(index)
+            else:
+                place[:] = payload
+                done.append(index)
+        self._output.put(self._machine.successes(run, done))
+        for index in left:
+            await self._operations.perform(run.request(index), run.payloads[index])
+
+    def _views(self, run: Run, *, writable: bool = False) -> Sequence[memoryview | None]:
+        """What goes wrong here must be no more than that requests go the ordinary way, which gives the error reply."""
+        with Barrier("looking for the memory of requests", lambda _: None):
+            return self._source.views(run.length, run.offsets, writable=writable)
+        return [None] * len(run.offsets)
+
+    # Single requests
+
+    async def _read(self, request: Request) -> None:
+        if self._output.busy:
+            await self._flush()
+        try:
+            view = self._operations.view(request)
+        except OSError:
+            view = None  # reading it the other way gives the error reply
+        if view is not None:
+            self._output.put(self._machine.whole(request), view)
+            await self._borrowed(request.length)
+        elif request.length <= _ROOM:
+            await self._copied(request)
+        else:
+            async with self._buffer(request.length) as buffer:
+                await self._operations.perform(request, buffer)
+                self._output.own()
+                await self._output.flush()
+
+    async def _copied(self, request: Request) -> None:
+        """Carry out a small READ, through the room."""
+        if request.length > _ROOM - self._used:
+            await self._flush()
+        if not self._room:
+            self._room = memoryview(mmap.mmap(-1, _ROOM))
+        start = self._used
+        self._used += request.length
+        await self._operations.perform(request, self._room[start : self._used])
+        await self._borrowed(request.length)
+
+    async def _borrowed(self, size: int) -> None:
+        """So many bytes were queued where they lie."""
+        self._borrowing += size
+        if self._borrowing >= _VIEWS:
+            await self._flush()
+
+    def _write_received(self, request: Request) -> bool:
+        """A WRITE whose payload is here already, if it goes into memory of the source; whether it was done."""
+        self._reception.header_alone = request.length >= _LARGE
+        if len(self._input) < request.length or (place := self._operations.place(request, 0)) is None:
+            return False
+        place[:] = self._reception.payload_here(request.length)
+        self._output.put(self._machine.success(request))
+        return True
+
+    async def _write(self, request: Request) -> None:
+        length = request.length
+        if length <= LONGEST_IN_RUN:
+            await self._reception.at_least(length, self._flush)
+        if len(self._input) >= length:
+            if not self._write_received(request):
+                await self._operations.perform(request, self._reception.payload_here(length))
+            return
+        done = await self._receive_in_place(request)
+        if done == length:
+            self._output.put(self._machine.success(request))
+            return
+        async with self._buffer(length - done) as buffer:
+            await self._reception.payload(buffer[: length - done])
+            rest = request._replace(offset=request.offset + done, length=length - done)
+            await self._operations.perform(rest, buffer)
+
+    async def _receive_in_place(self, request: Request) -> int:
+        """Receive the payload of a WRITE straight into the source's memory; give how much went there.
+
+        The view is asked for anew after each wait.  A client that hangs up leaves a part of its write behind, as a disk
+        does whose power fails.
+        """
+        await self._flush()
+        done = 0
+        place: memoryview | None = None  # where the rest goes
+        while done < request.length:
+            place = place or self._operations.place(request, done)
+            if place is None:
+                break
+            count = self._reception.part(place, look=True)
+            if count == WOULD_BLOCK:
+                place = None
+                await self._reception.payload_to_come()
+            else:
+                done += count
+                place = place[count:]
+        return done
+
+    @asynccontextmanager
+    async def _buffer(self, length: int) -> AsyncIterator[memoryview]:
+        await self._server.memory.reserve(length)
+        buffer = self._server.buffers.take(length)
+        try:
+            yield buffer
+        finally:
+            self._server.buffers.give(buffer)
+            self._server.memory.release(length)
