@@ -1,7 +1,6 @@
 """Any bytes parse or give a ProtocolError: random ones, and streams that make sense until some bytes are changed."""
 
 import contextlib
-from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,6 +8,7 @@ from hypothesis import strategies as st
 from nbdfs.nbd.proto import constants as nbd
 from nbdfs.nbd.proto.events import Agreed, ProtocolError, Request
 from nbdfs.nbd.proto.handshake import State, Tls
+from nbdfs.records import replace
 from tests.proto.machines import DISK, events, option, shake, string, transmission
 from tests.proto.test_handshake import CONTEXT, EXTENDED, FIXED, GO, STRUCTURED
 from tests.proto.test_transmission import SIMPLE, compact, extended
