@@ -118,21 +118,26 @@ class Evaluator(Record):
                 return await self._variable(item, scope)
             case nodes.Name():
                 return self._name(item, scope)
-            case nodes.Group(items=[nodes.Script() | nodes.File() | nodes.Group() as only]):
-                return await self._value(only, self._inner(item.at, scope), limit)
             case nodes.Group():
                 return await self._group(item.items, self._inner(item.at, scope))
 
     async def _changed(self, item: nodes.Changed, scope: Scope) -> Content:
         changes = [(change, *self._bounds(change)) for change in item.changes]
+        changes = [each for each in changes if each[1:] != (0, 1) or isinstance(each[0], nodes.Slice)]  # not `*1`
+        if not changes:
+            return await self._value(item.operand, scope)
         # What gives nothing is not looked at: neither `( ... )*0` nor `[7:7]` can go wrong.
         ends = [index for index, (_, low, high) in enumerate(changes) if low == high]
         if ends:
             value: Content = EMPTY
             changes = changes[ends[-1] + 1 :]
         else:
-            first, _, high = changes[0]
-            value = await self._value(item.operand, scope, high if isinstance(first, nodes.Slice) else None)
+            read = _read_from_outside(item.operand)
+            first, low, high = changes[0]
+            value = await self._value(read or item.operand, scope, high if isinstance(first, nodes.Slice) else None)
+            lenient = isinstance(read, nodes.File) or (read is not None and not low)
+            if lenient and isinstance(first, nodes.Slice) and (high is None or low <= high):
+                changes[0] = first, min(low, value.size), None if high is None else min(high, value.size)
         for change, low, high in changes:
             try:
                 if isinstance(change, nodes.Repeat):
@@ -299,3 +304,15 @@ def parse_variables(text: str) -> dict[str, str]:
             raise UsageError(f"'{item}' sets no variable: write NAME=TEXT, several with ; between")
         variables[name] = value
     return variables
+
+
+def _read_from_outside(item: nodes.Expression) -> nodes.File | nodes.Script | None:
+    """The file or the script that is all of an expression: a slice of it takes what there is, as nbdkit's does."""
+    match item:
+        case nodes.File() | nodes.Script():
+            return item
+        case nodes.Group(items=[only]):
+            return _read_from_outside(only)
+        case nodes.Changed(operand=operand, changes=[nodes.Repeat(count=1)]):
+            return _read_from_outside(operand)
+    return None

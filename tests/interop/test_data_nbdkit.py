@@ -135,6 +135,25 @@ def test_both_agree_at_length(file: Path, string: str, x: str, y: str) -> None:
 
 @pytest.mark.parametrize(
     "string",
+    ["<FILE[90:200] 7", "<FILE[100:] 7", "<FILE[100:101] 7", "(<FILE*1)[0:100]*2", "<(printf abc)[:9]",
+     "(<(printf abc))*1[0:4]", "( <(printf abc)[0:4] )[1:3]", "</dev/zero[2:5]", "(</dev/zero*1)[:5]", "</dev/null[3:9] 7"],
+)  # fmt: skip
+def test_both_take_what_there_is_of_a_file_or_a_script(file: Path, string: str) -> None:
+    assert ours(string.replace("<FILE", f"<{file}"), {}) is not None
+    check(file, string, "0", "0")
+
+
+@pytest.mark.parametrize(
+    "string",
+    ["<(printf abc)[1:4]", "<(printf abc)[4:]", "</dev/null[5:4]", "<(printf abc)[0:3][0:4]", "(<(printf abc) 1)[0:6]"],
+)
+def test_both_refuse_a_slice_outside_of_what_they_have(string: str) -> None:
+    assert ours(string, {}) is None
+    assert nbdkits(string, {}) is None
+
+
+@pytest.mark.parametrize(
+    "string",
     ["-1", "256", "0400", "le16", "le16:",
      "be16:0x10000", "x", "\\", "@", "@-2", "@1 @^3", "<", "<(", "$", "*", "[", "(", ")",
      "( ( )", ") ( )", '"', '"\\"', '"\\x"', "*1", "0*-1", "0*", "0*x", "0**", "0[2:]", "0[:2]", "[0:1]", '"123"[1:0]',
