@@ -7,6 +7,7 @@ The record takes a byte for each page of a range that was ever written to.
 from __future__ import annotations
 
 import mmap
+from collections.abc import Iterable
 
 _SHIFT = mmap.PAGESIZE.bit_length() - 1
 _PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # of which a part can be dropped
@@ -24,6 +25,13 @@ class Present:
         if first == last:
             return self._pages[first] > 0
         return self._pages.find(b"\0", first, last + 1) < 0
+
+    def missing(self, offsets: Iterable[int], length: int) -> list[int]:
+        """Where ranges of this length begin of which a page is not known to be there."""
+        if length > mmap.PAGESIZE:
+            return [offset for offset in offsets if not self.covers(offset, length)]
+        pages, last = self._pages, length - 1
+        return [at for at in offsets if not (pages[at >> _SHIFT] and pages[(at + last) >> _SHIFT])]
 
     def add(self, offset: int, length: int) -> None:
         """The range was written."""

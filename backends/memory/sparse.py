@@ -206,13 +206,12 @@ class Memory(Source):
         if pages is None or present is None:
             return [None] * len(offsets)
         whole = pages.whole if writable else pages.readable
-        found: list[memoryview | None] = []
-        for offset in offsets:
-            if present.covers(offset, length) or (writable and self._populate(pages, present, offset, length)):
-                found.append(whole[offset : offset + length])
-            else:
-                found.append(None)
-        return found
+        lost = present.missing(offsets, length)
+        if lost and writable:
+            lost = [offset for offset in lost if not self._populate(pages, present, offset, length)]
+        if not lost:
+            return [whole[offset : offset + length] for offset in offsets]
+        return [None if offset in lost else whole[offset : offset + length] for offset in offsets]
 
     def _populate(self, pages: Pages, present: Present, offset: int, length: int) -> bool:
         """Take the memory for a range that is about to be written; whether there is enough."""

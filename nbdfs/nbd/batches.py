@@ -6,8 +6,8 @@ by one.
 
 Invariants
 * Payloads lie where they were received: all that was put off is carried out before more is received.
-* The bytes of reads lie in memory that is used again: their replies are sent or copied before `settle` is called
-  again.
+* The bytes of reads lie in memory that is used again: the room is, only after `release`, behind which their replies are
+  sent or copied.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ class Batches:
         self._settling = False
         self._left: list[tuple[Request, memoryview | None]] = []  # what is still to be carried out singly
         self._room = memoryview(b"")
+        self._used = 0  # bytes of the room
 
     async def request(self, request: Request) -> bool:
         """Put off a request, if it is of those; whether it was.  If not, nothing is borrowed any more."""
@@ -58,10 +59,7 @@ class Batches:
         if command > nbd.CMD_WRITE or flags or length > LONGEST_IN_RUN:
             await self._flush()
             return False
-        payloads = []
-        if command == nbd.CMD_WRITE:
-            await self._reception.at_least(length, self._flush)
-            payloads = [self._reception.payload_here(length)]
+        payloads = [self._reception.payload_here(length)] if command == nbd.CMD_WRITE else []
         await self.run(Run(command, length, [cookie], [offset], payloads))
         return True
 
@@ -79,19 +77,18 @@ class Batches:
         """Give back the memory."""
         self._room = memoryview(b"")
 
-    async def settle(self) -> int:
-        """Carry out all that was put off, and queue the replies; how many bytes those may borrow.
+    async def settle(self) -> None:
+        """Carry out all that was put off, and queue the replies.
 
         A checkpoint only if a request is carried out singly.  After a call that was cancelled, another goes on.
         """
         if self._settling:  # by what a request that is carried out singly does
-            return 0
+            return
         batches, self._batches = self._batches, {}
-        size, self._size = self._size, 0
-        used = 0
+        self._size = 0
         for run in batches.values():
             if run.command == nbd.CMD_READ:
-                used += self._read(run, used)
+                self._read(run)
             else:
                 self._write(run)
         self._settling = True
@@ -101,21 +98,25 @@ class Batches:
                 del self._left[0]
         finally:
             self._settling = False
-        return size
 
-    def _read(self, run: Run, used: int) -> int:
-        """Carry out READs into the room, of which so much is used; how many bytes were read."""
+    def release(self) -> int:
+        """What the replies queued borrow is about to be sent or copied; how many bytes that may be."""
+        borrowed, self._used = self._used, 0
+        return borrowed
+
+    def _read(self, run: Run) -> None:
+        """Carry out READs into the room."""
         if not self._room:
             self._room = memoryview(mmap.mmap(-1, MOST_IN_RUN))
         count, length = len(run.cookies), run.length
-        room = self._room[used : used + length * count]
+        room = self._room[self._used : self._used + length * count]
         done = _attempt(self._source.read_now, room, run)
+        self._used += done * length
         parts: list[Buffer] = []
         for header, at in zip(self._machine.wholes(run), range(0, done * length, length), strict=False):
             parts += (header, room[at : at + length])
         self._output.put(*parts)
         self._left += [(run.request(index), None) for index in range(done, count)]
-        return done * length
 
     def _write(self, run: Run) -> None:
         done = _attempt(self._source.write_now, memoryview(b"".join(run.payloads)), run)

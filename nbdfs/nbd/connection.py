@@ -276,10 +276,9 @@ class Connection:
 
     async def _settle(self) -> None:
         """Carry out what was put off, and leave no reply that borrows memory."""
-        borrowed = await self._batches.settle() if self._batches is not None else 0
-        if self._immediate is not None:
-            borrowed += self._immediate.settle()
-        if borrowed:
+        if self._batches is not None:
+            await self._batches.settle()
+        if sum(way.release() for way in (self._batches, self._immediate) if way is not None):
             self._output.own()
 
     # What the reception asks for
@@ -291,9 +290,9 @@ class Connection:
 
     def _rest(self) -> None:
         """The client asks for nothing: give back its memory."""
-        for holder in (self._immediate, self._batches):
-            if holder is not None:
-                holder.rest()
+        for way in (self._batches, self._immediate):
+            if way is not None:
+                way.rest()
         self._server.buffers.drop()
 
 

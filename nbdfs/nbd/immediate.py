@@ -5,7 +5,8 @@ for all their places at once.  Other reads go through one buffer.
 
 Invariants
 * What borrows memory (views, the buffer) is queued only while nobody else sends.
-* The buffer is used again only after `settle`, behind which all that was queued is sent or copied.
+* The buffer is used again only after `release`, behind which all that was queued is sent or copied.
+* Nothing is waited for once the reply to a request is queued: who is cancelled then would answer it twice.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from nbdfs.barrier import Barrier
 from nbdfs.nbd.operations import Operations
 from nbdfs.nbd.output import Output
 from nbdfs.nbd.proto import constants as nbd
-from nbdfs.nbd.proto.events import LONGEST_IN_RUN, Request, Run
+from nbdfs.nbd.proto.events import Request, Run
 from nbdfs.nbd.proto.transmission import ServerTransmission
 from nbdfs.nbd.reception import Reception
 from nbdfs.nbd.stream import WOULD_BLOCK, Buffer
@@ -34,7 +35,7 @@ _LARGE = 64 << 10  # bytes: after a payload that long the next header comes alon
 
 
 class Immediate:
-    """The requests of one client.  `flush` calls `settle` and sends all replies."""
+    """The requests of one client.  `flush` calls `release` and sends all replies."""
 
     def __init__(
         self,
@@ -79,8 +80,8 @@ class Immediate:
         else:
             await self._write_run(run)
 
-    def settle(self) -> int:
-        """How many bytes of the replies that are queued may be borrowed."""
+    def release(self) -> int:
+        """What the replies queued borrow is about to be sent or copied; how many bytes that may be."""
         borrowed = self._borrowing
         self._borrowing = self._used = 0
         return borrowed
@@ -92,8 +93,7 @@ class Immediate:
     # Runs
 
     async def _read_run(self, run: Run) -> None:
-        if self._output.busy:
-            await self._flush()
+        await self._room_for_views()
         parts: list[Buffer] = []
         left = []
         for index, (header, view) in enumerate(zip(self._machine.wholes(run), self._views(run), strict=True)):
@@ -102,7 +102,7 @@ class Immediate:
             else:
                 parts += (header, view)
         self._output.put(*parts)
-        await self._borrowed(len(parts) // 2 * run.length)
+        self._borrowing += len(parts) // 2 * run.length
         for index in left:
             await self._copied(run.request(index))
 
@@ -125,18 +125,22 @@ class Immediate:
             return self._source.views(run.length, run.offsets, writable=writable)
         return [None] * len(run.offsets)
 
+    async def _room_for_views(self) -> None:
+        """Wait until nobody else sends, and little is borrowed."""
+        if self._output.busy or self._borrowing >= _VIEWS:
+            await self._flush()
+
     # Single requests
 
     async def _read(self, request: Request) -> None:
-        if self._output.busy:
-            await self._flush()
+        await self._room_for_views()
         try:
             view = self._operations.view(request)
         except OSError:
             view = None  # reading it the other way gives the error reply
         if view is not None:
             self._output.put(self._machine.whole(request), view)
-            await self._borrowed(request.length)
+            self._borrowing += request.length
         elif request.length <= _ROOM:
             await self._copied(request)
         else:
@@ -154,13 +158,7 @@ class Immediate:
         start = self._used
         self._used += request.length
         await self._operations.perform(request, self._room[start : self._used])
-        await self._borrowed(request.length)
-
-    async def _borrowed(self, size: int) -> None:
-        """So many bytes were queued where they lie."""
-        self._borrowing += size
-        if self._borrowing >= _VIEWS:
-            await self._flush()
+        self._borrowing += request.length
 
     def _write_received(self, request: Request) -> bool:
         """A WRITE whose payload is here already, if it goes into memory of the source; whether it was done."""
@@ -173,11 +171,8 @@ class Immediate:
 
     async def _write(self, request: Request) -> None:
         length = request.length
-        if length <= LONGEST_IN_RUN:
-            await self._reception.at_least(length, self._flush)
         if len(self._input) >= length:
-            if not self._write_received(request):
-                await self._operations.perform(request, self._reception.payload_here(length))
+            await self._operations.perform(request, self._reception.payload_here(length))
             return
         done = await self._receive_in_place(request)
         if done == length:
@@ -204,7 +199,7 @@ class Immediate:
             count = self._reception.part(place, look=True)
             if count == WOULD_BLOCK:
                 place = None
-                await self._reception.payload_to_come()
+                await self._reception.rest_to_come()
             else:
                 done += count
                 place = place[count:]

@@ -10,7 +10,7 @@ import errno
 import math
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 import trio
 
@@ -70,8 +70,8 @@ class Reception:
         waited = count == WOULD_BLOCK
         began = time.monotonic_ns()
         while count == WOULD_BLOCK:
-            if self.machine and self.machine.payload_left:
-                await self.payload_to_come()
+            if self.machine and not self.machine.in_step:
+                await self.rest_to_come()
             else:
                 await self._request_to_come()
             count = self.stream.recv_now(space)
@@ -88,12 +88,6 @@ class Reception:
             raise HungUpError
         self.input.received(count)
 
-    async def at_least(self, count: int, flush: Callable[[], Awaitable[None]]) -> None:
-        """Receive until so many bytes of a payload are in `input`; `flush` is called before more is received."""
-        while len(self.input) < count:
-            await flush()
-            await self.some()
-
     def payload_here(self, count: int) -> memoryview:
         """The payload that is next, all of it in `input`, where it lies until more is received."""
         received = self.input
@@ -109,7 +103,7 @@ class Reception:
         while done < len(buffer):
             count = self.part(buffer[done:])
             if count == WOULD_BLOCK:
-                await self.payload_to_come()
+                await self.rest_to_come()
             else:
                 done += count
 
@@ -124,9 +118,9 @@ class Reception:
             self.machine.payload_received(count)
         return count
 
-    async def payload_to_come(self) -> None:
-        """Wait for more of a payload."""
-        await self._readable(self._limits.stall, "the rest of a payload did not come")
+    async def rest_to_come(self) -> None:
+        """Wait for more of a message."""
+        await self._readable(self._limits.stall, "the rest of a message did not come")
 
     def _look(self, space: memoryview) -> int:
         """Look for more for a moment, if this client is the only one that is at work."""

@@ -122,7 +122,10 @@ class ServerTransmission:
     # Requests
 
     def next_event(self) -> Event | None:
-        """The next request; None if more must be received first, or a payload."""
+        """The next request; None if more must be received first, or a payload.
+
+        A short WRITE is given once its payload is here, too.
+        """
         if self._state is not _State.REQUEST:
             return self._skipped() if self._state is _State.SKIP else None
         received = self.received
@@ -132,7 +135,11 @@ class ServerTransmission:
         magic, flags, command, cookie, offset, length = self._unpack(received.view, start)
         if magic != self._magic:
             raise ProtocolError(f"a request begins with {magic:#x}")
-        if self.extended and flags & nbd.CMD_FLAG_PAYLOAD_LEN:
+        with_payload = self.extended and flags & nbd.CMD_FLAG_PAYLOAD_LEN
+        short = command == nbd.CMD_WRITE and length <= LONGEST_IN_RUN and (with_payload or not self.extended)
+        if short and received.end - start < self.header_size + length:
+            return None
+        if with_payload:
             return self._with_payload(Request(command, flags & ~nbd.CMD_FLAG_PAYLOAD_LEN, cookie, offset, length))
         received.start = start + self.header_size
         # This is what calling the class does too, with a function of Python more.
