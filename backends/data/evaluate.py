@@ -306,7 +306,7 @@ def parse_variables(text: str) -> dict[str, str]:
     return variables
 
 
-def _read_from_outside(item: nodes.Expression) -> nodes.File | nodes.Script | None:
+def _read_from_outside(item: nodes.Item) -> nodes.File | nodes.Script | None:
     """The file or the script that is all of an expression: a slice of it takes what there is, as nbdkit's does."""
     match item:
         case nodes.File() | nodes.Script():

@@ -136,7 +136,8 @@ def test_both_agree_at_length(file: Path, string: str, x: str, y: str) -> None:
 @pytest.mark.parametrize(
     "string",
     ["<FILE[90:200] 7", "<FILE[100:] 7", "<FILE[100:101] 7", "(<FILE*1)[0:100]*2", "<(printf abc)[:9]",
-     "(<(printf abc))*1[0:4]", "( <(printf abc)[0:4] )[1:3]", "</dev/zero[2:5]", "(</dev/zero*1)[:5]", "</dev/null[3:9] 7"],
+     "(<(printf abc))*1[0:4]", "( <(printf abc)[0:4] )[1:3]", "</dev/zero[2:5]",
+     "(</dev/zero*1)[:5]", "</dev/null[3:9] 7"],
 )  # fmt: skip
 def test_both_take_what_there_is_of_a_file_or_a_script(file: Path, string: str) -> None:
     assert ours(string.replace("<FILE", f"<{file}"), {}) is not None
