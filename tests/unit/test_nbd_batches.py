@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import socket
 from collections.abc import Sequence
 
 import pytest
@@ -11,11 +12,15 @@ import trio.testing
 
 from nbdfs.checked import Checked
 from nbdfs.export import Export
+from nbdfs.nbd.connection import Connection
+from nbdfs.nbd.exports import ServedExports
 from nbdfs.nbd.limits import Limits
 from nbdfs.nbd.proto import constants as nbd
+from nbdfs.nbd.server import Server
+from nbdfs.nbd.stream import SocketStream
 from nbdfs.source import Caps
 from tests.devices import EVERYTHING, Ram
-from tests.nbd_talks import replies, request, talk
+from tests.nbd_talks import ENTER, replies, request, talk
 
 SIZE = 1 << 20
 
@@ -158,3 +163,30 @@ async def test_a_fault_of_the_driver_is_logged_and_its_requests_go_the_ordinary_
     answers = replies(await talk(Export("", Checked(source)), data), {1: 512, 2: 512})
     assert answers == {1: (0, bytes(source.content[:512])), 2: (0, bytes(source.content[512:1024]))}
     assert "requests that came together failed" in caplog.text
+
+
+@pytest.mark.parametrize("at_once", [0, 5])
+async def test_a_stop_while_the_client_takes_nothing_answers_each_request_once(at_once: int) -> None:
+    """The server waits for room in the middle of requests that came together, and is told to take no more."""
+    source = Batching(at_once, EVERYTHING | Caps.IMMEDIATE)
+    exports = ServedExports()
+    await exports.show(Export("", Checked(source)))
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    connection = Connection(Server(exports), SocketStream(theirs, "client"))
+    theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    lengths = {0: 40 << 10} | dict.fromkeys(range(1, 24), 32 << 10)  # the first is not put off, and takes some room
+    asked = b"".join(request(nbd.CMD_READ, at, at << 15, length) for at, length in lengths.items())
+    said = bytearray()
+    with trio.fail_after(30), trio.socket.from_stdlib_socket(ours) as client:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(connection.run)
+            await client.send(ENTER + asked)
+            await trio.testing.wait_all_tasks_blocked()
+            connection.stop()
+            await trio.testing.wait_all_tasks_blocked()
+            while part := await client.recv(1 << 20):
+                said += part
+    answers = replies(bytes(said[18 + 10 :]), lengths)
+    assert answers == {at: (0, source.content[at << 15 : (at << 15) + lengths[at]]) for at in answers}
+    assert sorted(answers) == list(range(9))  # all that were taken
