@@ -135,7 +135,11 @@ class Output:
             return sent > 0
         buffers = self._leading()
         sent = self.stream.send_now(buffers)
-        self._sent += drop_sent(queue, sent)
+        if sent == sum(map(len, buffers)):  # nearly always, and found out quickly
+            self._sent += len(buffers)
+            del queue[: len(buffers)]
+        else:
+            self._sent += drop_sent(queue, sent)
         return sent > 0
 
     def _leading(self) -> list[Buffer]:
