@@ -9,7 +9,7 @@ from.
 Invariants
 * A buffer of the pool belongs to one request from before its payload is received until its reply is sent.
 * Replies that borrow memory (views, rooms) are flushed before the reading task's next checkpoint, or their
-  bytes are copied; only the reading task queues such replies, and only while nobody else sends.
+  bytes are copied; only the reading task queues such replies.
 * What was reserved is released exactly once, with the buffer.
 * Every request is answered exactly once.
 """
@@ -186,8 +186,11 @@ class Connection:
             ended = None  # else it and this frame, and all that a client has, would keep each other alive
 
     async def _read_requests(self) -> None:
-        machine, together = self._machine, self._batches or self._immediate
+        machine, immediate = self._machine, self._immediate
+        together = self._batches or immediate
         while True:
+            if immediate is not None and immediate.crowded:
+                await self._flush()
             event = (together and machine.next_run()) or machine.next_event()
             if event is None:
                 await self._flush()

@@ -4,9 +4,9 @@ Where the source can show its memory, reads are sent from there and writes recei
 for all their places at once.  Other reads go through one buffer.
 
 Invariants
-* What borrows memory (views, the buffer) is queued only while nobody else sends.
-* The buffer is used again only after `release`, behind which all that was queued is sent or copied.
-* Nothing is waited for once the reply to a request is queued: who is cancelled then would answer it twice.
+* What borrows memory (views, the room) is sent or copied before the reading task's next checkpoint.
+* The room is used again only when all that was queued has been sent or copied.
+* A small request, or a run, is carried out without a checkpoint: who is cancelled has answered all or none.
 """
 
 from __future__ import annotations
@@ -60,6 +60,11 @@ class Immediate:
         self._used = 0  # bytes of the room
         self._borrowing = 0  # bytes of replies queued that may lie in the source's memory or in the room
 
+    @property
+    def crowded(self) -> bool:
+        """Whether to flush before anything more is carried out: somebody else sends, or much is borrowed."""
+        return self._output.busy or self._borrowing >= _VIEWS
+
     async def request(self, request: Request) -> bool:
         """Carry out a request, unless it is too large; whether it was done.  If not, nothing is borrowed any more."""
         if request.length > self._most:
@@ -93,7 +98,6 @@ class Immediate:
     # Runs
 
     async def _read_run(self, run: Run) -> None:
-        await self._room_for_views()
         parts: list[Buffer] = []
         left = []
         for index, (header, view) in enumerate(zip(self._machine.wholes(run), self._views(run), strict=True)):
@@ -125,15 +129,9 @@ class Immediate:
             return self._source.views(run.length, run.offsets, writable=writable)
         return [None] * len(run.offsets)
 
-    async def _room_for_views(self) -> None:
-        """Wait until nobody else sends, and little is borrowed."""
-        if self._output.busy or self._borrowing >= _VIEWS:
-            await self._flush()
-
     # Single requests
 
     async def _read(self, request: Request) -> None:
-        await self._room_for_views()
         try:
             view = self._operations.view(request)
         except OSError:
@@ -152,7 +150,8 @@ class Immediate:
     async def _copied(self, request: Request) -> None:
         """Carry out a small READ, through the room."""
         if request.length > _ROOM - self._used:
-            await self._flush()
+            self._output.own()
+            self._used = 0
         if not self._room:
             self._room = memoryview(mmap.mmap(-1, _ROOM))
         start = self._used
