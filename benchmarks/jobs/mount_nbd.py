@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from benchmarks.systems import FILE_WORK, NBDFS, SIZE, URI_WORK, Enter, Job, System, Work, mounted, server
-from nbdfs.records import replace
 
 
 def job(home: str) -> Job:

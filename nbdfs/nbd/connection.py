@@ -32,7 +32,7 @@ from nbdfs.nbd.limits import OVERHEAD
 from nbdfs.nbd.operations import Operations
 from nbdfs.nbd.output import Output
 from nbdfs.nbd.proto import constants as nbd
-from nbdfs.nbd.proto.events import Disconnect, ExportFacts, ProtocolError, Refused, Request, Run
+from nbdfs.nbd.proto.events import Disconnect, ExportFacts, ProtocolError, Refused, Request
 from nbdfs.nbd.proto.handshake import ServerHandshake, State
 from nbdfs.nbd.proto.transmission import ServerTransmission
 from nbdfs.nbd.reception import HungUpError, Reception
@@ -186,21 +186,20 @@ class Connection:
             ended = None  # else it and this frame, and all that a client has, would keep each other alive
 
     async def _read_requests(self) -> None:
-        machine, immediate = self._machine, self._immediate
+        machine, received, immediate = self._machine, self._input, self._immediate
         together = self._batches or immediate
         while True:
-            if immediate is not None and immediate.crowded:
-                await self._flush()
-            event = (together and machine.next_run()) or machine.next_event()
+            event = machine.next_event()
             if event is None:
                 await self._flush()
                 await self._reception.some()
-            elif isinstance(event, Run):
-                assert together is not None
-                await together.run(event)
             elif isinstance(event, Request):
                 if self._batches is None or not await self._batches.request(event):
                     await self._carry_out(event)
+                if received.start < received.end and together and (run := machine.next_run()):
+                    await together.run(run)
+                if immediate is not None and immediate.crowded:
+                    await self._flush()
             elif isinstance(event, Refused):
                 self.operations.refuse(event.request, event.error, event.message)
             elif isinstance(event, Disconnect):
@@ -279,9 +278,13 @@ class Connection:
 
     async def _settle(self) -> None:
         """Carry out what was put off, and leave no reply that borrows memory."""
+        borrowed = 0
         if self._batches is not None:
             await self._batches.settle()
-        if sum(way.release() for way in (self._batches, self._immediate) if way is not None):
+            borrowed = self._batches.release()
+        if self._immediate is not None:
+            borrowed += self._immediate.release()
+        if borrowed:
             self._output.own()
 
     # What the reception asks for

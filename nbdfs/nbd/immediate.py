@@ -62,8 +62,8 @@ class Immediate:
 
     @property
     def crowded(self) -> bool:
-        """Whether to flush before anything more is carried out: somebody else sends, or much is borrowed."""
-        return self._output.busy or self._borrowing >= _VIEWS
+        """Whether to flush before anything more is carried out: much is borrowed, or somebody else sends."""
+        return self._borrowing >= _VIEWS or self._output.busy
 
     async def request(self, request: Request) -> bool:
         """Carry out a request, unless it is too large; whether it was done.  If not, nothing is borrowed any more."""
