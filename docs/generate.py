@@ -1,4 +1,4 @@
-"""Fill the parts of the manual that the registry knows: the options of every source and layer, and lists of them.
+"""Fill the parts of the manual that the code knows: options of every source and layer, lists of them and of modules.
 
 python docs/generate.py           write them
 python docs/generate.py --check   write nothing; name what is missing or stale, with status 1
@@ -6,6 +6,8 @@ python docs/generate.py --check   write nothing; name what is missing or stale, 
 
 from __future__ import annotations
 
+import ast
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +17,20 @@ from nbdfs.registry import Driver, SourceDriver
 
 DOCS = Path(__file__).parent
 FOLDERS = "sources", "layers"
+PACKAGE = DOCS.parent / "nbdfs"
+# What is in nbdfs/, by subject, in the order in which a reader may want it.
+SUBJECTS = {
+    "Sources, layers and how they are named": (
+        "source spec registry plans stack open_sources checked errors captive secret relocate units parts metering"
+    ),
+    "Front ends, and what they share": (
+        "fuse nbd export live names attributes mount barrier eager flights together throttle"
+    ),
+    "Commands": "cli compat config copying info dump",
+    "A running process": "supervise systemd control metrics logs outbox lossy progress fetching",
+    "What sources and layers share": "around window unpacking scratch keystream rangelock",
+    "Tools": "ranges buffers fileio pages libc nursery undo records",
+}
 
 
 def folder_of(driver: Driver) -> str:
@@ -40,6 +56,29 @@ def index(folder: str) -> str:
     return "\n".join(["| | |", "| --- | --- |", *rows]) + "\n"
 
 
+def summary_of(module: Path) -> str:
+    """The first sentence of what a module or package says of itself."""
+    source = module / "__init__.py" if module.is_dir() else module
+    text = ast.get_docstring(ast.parse(source.read_text())) or ""
+    return re.split(r"(?<=\.)\s", text, maxsplit=1)[0].replace("\n", " ")
+
+
+def modules() -> str:
+    """What is in nbdfs/ as Markdown."""
+    found = [*PACKAGE.glob("[!_]*.py"), *(path.parent for path in PACKAGE.glob("*/__init__.py"))]
+    places = {path.stem: path for path in found if path.name != "backends"}  # there once it is installed
+    named = " ".join(SUBJECTS.values()).split()
+    if sorted(named) != sorted(places):
+        raise SystemExit(f"docs/generate.py: SUBJECTS differs from nbdfs/ in {sorted({*named} ^ {*places})}")
+    lines = []
+    for subject, names in SUBJECTS.items():
+        lines += [f"## {subject}", "", "| | |", "| --- | --- |"]
+        for place in map(places.__getitem__, names.split()):
+            lines.append(f"| `nbdfs/{place.name}{'/' * place.is_dir()}` | {summary_of(place)} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
 def filled(text: str, mark: str, content: str) -> str:
     """A page with a generated part in place; a ValueError if it has no place for one."""
     begin, end = f"<!-- {mark} -->", f"<!-- /{mark} -->"
@@ -54,6 +93,7 @@ def parts() -> Iterator[tuple[Path, str, str]]:
         yield DOCS / folder_of(driver) / f"{driver.name}.md", "options", table(driver)
     for folder in FOLDERS:
         yield DOCS / folder / "index.md", "index", index(folder)
+    yield DOCS / "internals" / "index.md", "modules", modules()
 
 
 def main(check: bool) -> int:

@@ -1,1 +1,1 @@
-"""The FUSE front end: a mounted file in two planes (docs/internals/fuse.md)."""
+"""The FUSE front end: a mounted file in two planes."""

@@ -19,6 +19,7 @@ FOLDERS = {
     "config.md": ("nbdfs", "."),
     "copy.md": ("nbdfs/copying", "nbdfs/copying/direct", "."),
     "fuse.md": ("nbdfs/fuse", "."),
+    "index.md": (".",),
     "layers.md": ("backends/cow", "backends/cache", "."),
     "live.md": ("nbdfs", "nbdfs/nbd", "."),
     "luks.md": ("backends/luks", "."),
