@@ -48,9 +48,12 @@ async def load_header(device: Source, *, detached: bool = False) -> Found:
         return Found(header1.parse(head, size, detached=detached), header1.unpack(head))
     found: list[Found] = []
     troubles: list[str] = []
-    for place in await _places(device, head):
+    places = [0, *header2.SIZES]  # a damaged primary does not tell where the secondary is
+    while places:
+        place = places.pop(0)
         try:
             copy = header2.unpack(await _read_copy(device, place), place)
+            places = [copy.size] if place == 0 else []
             found.append(Found(header2.parse(copy, size, detached=detached), copy))
         except HeaderError as error:
             troubles.append(str(error))
@@ -64,20 +67,6 @@ async def load_header(device: Source, *, detached: bool = False) -> Found:
     elif len({item.header.sequence for item in found}) > 1:
         log.warning("the LUKS2 headers differ: the one with the sequence number %d is used", best.header.sequence)
     return best
-
-
-async def _places(device: Source, head: bytes) -> list[int]:
-    """Where the copies of a LUKS2 header are to be looked for: the primary, then the secondary."""
-    try:
-        return [0, header2.copy_size(head, 0)]
-    except HeaderError:
-        pass
-    for place in header2.SIZES:
-        if place + header2.BINARY <= device.info.size:
-            start = bytes(await read(device, place, len(header2.MAGICS[1])))
-            if start == header2.MAGICS[1]:
-                return [0, place]
-    return [0]
 
 
 async def _read_copy(device: Source, place: int) -> bytes:

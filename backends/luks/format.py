@@ -15,10 +15,11 @@ from nbdfs.backends.luks.header1 import Luks1, RawSlot
 from nbdfs.backends.luks.header2 import Luks2
 from nbdfs.backends.luks.keys import add_key, write_header
 from nbdfs.backends.luks.volume import SECTOR, HeaderError
+from nbdfs.buffers import is_zero
 from nbdfs.errors import UserError
 from nbdfs.ranges import align_up, pieces
 from nbdfs.records import Record, field
-from nbdfs.source import Source
+from nbdfs.source import Source, read
 from nbdfs.units import format_size
 
 _COPY = 16 << 10  # bytes of one LUKS2 header
@@ -46,8 +47,6 @@ async def format_device(device: Source, volume: Volume, passphrase: bytes, effor
     Unless `force`, a device that holds something is left alone.  Raises UserError if it cannot be done.
     """
     _check(volume, effort)
-    if not force and (looks := await _content(device)):
-        raise UserError(f"{device.info.description} is not empty, {looks}: give --force to overwrite it")
     key = os.urandom(volume.key_size)
     iterations = await trio.to_thread.run_sync(digest_iterations, effort, _DIGEST_2)
     make = _luks1 if volume.version == 1 else _luks2
@@ -56,6 +55,8 @@ async def format_device(device: Source, volume: Volume, passphrase: bytes, effor
         raise UserError(
             f"{device.info.description} is too small: LUKS{volume.version} needs {format_size(end)} and the data"
         )
+    if not force and (looks := await _content(device, end)):
+        raise UserError(f"{device.info.description} is not empty, {looks}: give --force to overwrite it")
     for at, size in pieces(0, end, _WIPE):
         await device.pwrite(memoryview(bytes(size)), at)
     await write_header(device, written)
@@ -78,16 +79,20 @@ def _check(volume: Volume, effort: Effort) -> None:
         raise UserError(f"'{volume.uuid}' is no UUID") from None
 
 
-async def _content(device: Source) -> str:
-    """What is on the device, empty if nothing is."""
-    if device.info.size == 0:
-        return ""
+async def _content(device: Source, end: int) -> str:
+    """What is on the device before `end`, empty if nothing is."""
     try:
         await load_header(device, detached=True)
     except HeaderError:
         looks = await describe(device)
-        return "" if looks == BLANK else looks
-    return "it has a LUKS header already"
+        if looks != BLANK:
+            return looks
+    else:
+        return "it has a LUKS header already"
+    for at, size in pieces(0, end, _WIPE):
+        if not is_zero(memoryview(await read(device, at, size))):
+            return f"there is something between {at} and {at + size}"
+    return ""
 
 
 def _luks1(volume: Volume, key: bytes, effort: Effort, iterations: int) -> tuple[Luks1, int]:

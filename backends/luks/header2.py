@@ -281,7 +281,9 @@ def _segment_size(fields: Fields) -> int | None:
 
 def _check_segments(top: Fields, length: int) -> None:
     for number, fields in top.numbered("segments").items():
-        if (offset := fields.decimal("offset")) < length:
+        if (offset := fields.decimal("offset")) == 0:
+            raise HeaderError("this LUKS2 header has its data elsewhere: give this as header=, over the data")
+        if offset < length:
             raise HeaderError(f"LUKS2 segment {number} begins at {offset}, inside the header of {length} bytes")
 
 

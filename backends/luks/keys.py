@@ -1,8 +1,8 @@
 """Add and remove key slots, so that a crash at any moment leaves every other slot as it was.
 
 Order of writing, each step durable before the next: new key material, then the header that names it; to remove, the
-old material is overwritten first, then the header forgets it.  Of LUKS2's two copies the primary is written first: at
-each moment one of them is whole.
+old material is overwritten first, then the header forgets it.  Of LUKS2's two copies the one that was read is written
+last, for the other may be damaged or old: at each moment one of them is whole and knows every other slot.
 """
 
 from __future__ import annotations
@@ -63,12 +63,12 @@ async def remove_key(device: Source, found: Found, number: int) -> None:
 
 
 async def write_header(device: Source, written: Luks1 | Luks2) -> None:
-    """Write a header; of LUKS2 both copies, with the next sequence number."""
+    """Write a header; of LUKS2 both copies, with the next sequence number, the one that `written` is last."""
     if isinstance(written, Luks1):
         await device.pwrite(memoryview(written.pack()), 0)
         await device.flush()
         return
-    for place in (0, written.size):
+    for place in (written.size - written.place, written.place):
         data = replace(written, place=place, sequence=written.sequence + 1).pack()
         await device.pwrite(memoryview(data), place)
         await device.flush()

@@ -173,6 +173,13 @@ def test_the_largest_json_is_parsed_in_bounded_time() -> None:
     assert parse2(METADATA | {"tokens": {str(number): {"type": "x"} for number in range(200)}}) is None
 
 
+def test_a_header_apart_from_its_data_says_so() -> None:
+    metadata = copy.deepcopy(METADATA)
+    metadata["segments"]["0"]["offset"] = "0"
+    with pytest.raises(HeaderError, match="its data elsewhere: give this as header="):
+        header2.parse(luks2(metadata), SIZE, detached=False)
+
+
 @pytest.mark.parametrize(
     "requirements", [{"mandatory": ["future"]}, ["future"]], ids=["as on the disk", "as in the specification"]
 )
@@ -224,6 +231,13 @@ async def test_a_damaged_copy_is_passed_over(seed: int) -> None:
     start = 16384 * (seed % 2)
     for _ in range(4):
         device.content[start + chance.randrange(16384)] ^= 1 << chance.randrange(8)
+    assert await volume_key(device, b"first") == key
+
+
+async def test_a_primary_that_lies_about_its_size_is_passed_over() -> None:
+    device = await formatted(2)
+    key = await volume_key(device, b"first")
+    device.content[8:16] = header2.SIZES[1].to_bytes(8, "big")
     assert await volume_key(device, b"first") == key
 
 

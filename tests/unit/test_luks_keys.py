@@ -59,7 +59,7 @@ class Recorder(Source):
         """The device as a crash could leave it: after each write, and in the middle of each."""
         content, states = bytearray(before), []
         for offset, data in self.writes:
-            for part in (data[: max(len(data) // 2, 512) // 512 * 512], data):
+            for part in (data[:512], data[: max(len(data) // 2, 512) // 512 * 512], data):
                 content[offset : offset + len(part)] = part
                 states.append(Recorder(bytearray(content)))
         return states
@@ -99,6 +99,31 @@ async def test_a_crash_while_adding_keeps_the_old_key(version: int) -> None:
     crashes = device.crashes(before)
     assert len(crashes) >= 4
     for crashed in crashes:
+        assert await volume_key(crashed, b"first") == key
+
+
+@VERSIONS
+async def test_a_crash_after_a_crash_keeps_every_key(version: int) -> None:
+    device = await formatted(version)
+    before = bytes(device.content)
+    key = await volume_key(device, b"first")
+    await add_key(device, await load_header(device), key, b"second", EFFORT, None)
+    for crashed in device.crashes(before):
+        known = [word for word in (b"first", b"second") if await opens(crashed, word) is not None]
+        content = bytes(crashed.content)
+        await add_key(crashed, await load_header(crashed), key, b"third", EFFORT, None)
+        for again in crashed.crashes(content):
+            assert [await opens(again, word) is not None for word in known] == [True] * len(known)
+
+
+@pytest.mark.parametrize("damaged", [0, header2.SIZES[0]])
+async def test_a_crash_keeps_the_copy_that_was_whole(damaged: int) -> None:
+    device = await formatted(2)
+    key = await volume_key(device, b"first")
+    device.content[damaged + header2.BINARY] ^= 1
+    before = bytes(device.content)
+    await add_key(device, await load_header(device), key, b"second", EFFORT, None)
+    for crashed in device.crashes(before):
         assert await volume_key(crashed, b"first") == key
 
 
@@ -173,6 +198,15 @@ async def test_format_leaves_a_device_with_content_alone() -> None:
     ext4[0x438:0x43A] = b"\x53\xef"
     with pytest.raises(UserError, match="ext4"):
         await format_device(Recorder(ext4), Volume(2), b"x", EFFORT, force=False)
+    assert device.writes == []
+
+
+@VERSIONS
+async def test_format_sees_content_far_behind_the_beginning(version: int) -> None:
+    device = Recorder(bytearray(SIZE))
+    device.content[1_500_000] = 1
+    with pytest.raises(UserError, match=r"something between 1048576 and 2097152.*--force"):
+        await format_device(device, Volume(version), b"x", EFFORT, force=False)
     assert device.writes == []
 
 
