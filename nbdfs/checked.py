@@ -15,7 +15,7 @@ from nbdfs.errors import SourceError
 from nbdfs.parts import Part, first_trouble
 from nbdfs.ranges import normalise, pieces
 from nbdfs.records import replace
-from nbdfs.source import ALLOCATION, RESIDENT, Backing, Caps, Extent, Health, Layer, Source
+from nbdfs.source import ALLOCATION, RESIDENT, Backing, Caps, Extent, Health, Layer, Source, count_views
 
 _ZEROES = memoryview(bytes(1 << 20))
 _WRITING = Caps.WRITE | Caps.TRIM | Caps.ZERO | Caps.FAST_ZERO | Caps.FUA
@@ -211,7 +211,7 @@ class Checked(Layer):
             return [self.view(offset, length, writable=writable) for offset in offsets]
         views = self.below.views(length, offsets, writable=writable)
         counter = self._writes if writable else self._reads
-        count = len(views) - views.count(None)
+        count = count_views(views)
         counter.requests += count
         counter.bytes += count * length
         return views

@@ -16,7 +16,7 @@ from types import TracebackType
 
 from nbdfs.around import OPERATIONS, PASSED
 from nbdfs.records import replace
-from nbdfs.source import ALLOCATION, Backing, Extent, Layer, Source
+from nbdfs.source import ALLOCATION, Backing, Extent, Layer, Source, count_views
 
 BOUNDS = (25e-6, 1e-4, 2.5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 1.0, 5.0, 30.0)  # seconds
 CANCELLED = "cancelled"  # stands among the errors for what nobody waited for any more
@@ -146,7 +146,7 @@ class Metered(Layer):
     def views(self, length: int, offsets: Sequence[int], *, writable: bool = False) -> Sequence[memoryview | None]:
         views = self.below.views(length, offsets, writable=writable)
         figures = self._write if writable else self._read
-        count = len(views) - views.count(None)
+        count = count_views(views)
         figures.buckets[0] += count
         figures.bytes += count * length
         return views

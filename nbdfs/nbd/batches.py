@@ -120,7 +120,7 @@ class Batches:
 
     def _write(self, run: Run) -> None:
         done = _attempt(self._source.write_now, memoryview(b"".join(run.payloads)), run)
-        self._output.put(self._machine.successes(run, range(done)))
+        self._output.put(self._machine.successes(run.some(range(done))))
         self._left += [(run.request(index), run.payloads[index]) for index in range(done, len(run.cookies))]
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import mmap
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from nbdfs.barrier import Barrier
 from nbdfs.nbd.operations import Operations
@@ -98,36 +98,36 @@ class Immediate:
     # Runs
 
     async def _read_run(self, run: Run) -> None:
-        parts: list[Buffer] = []
-        left = []
-        for index, (header, view) in enumerate(zip(self._machine.wholes(run), self._views(run), strict=True)):
-            if view is None:
-                left.append(index)
-            else:
-                parts += (header, view)
+        here, views, left = self._resident(run)
+        parts: list[Buffer] = [b""] * (2 * len(views))
+        parts[::2] = self._machine.wholes(here)
+        parts[1::2] = views
         self._output.put(*parts)
-        self._borrowing += len(parts) // 2 * run.length
+        self._borrowing += len(views) * run.length
         for index in left:
             await self._copied(run.request(index))
 
     async def _write_run(self, run: Run) -> None:
-        done: list[int] = []
-        left = []
-        for index, (place, payload) in enumerate(zip(self._views(run, writable=True), run.payloads, strict=True)):
-            if place is None:
-                left.append(index)
-            else:
-                place[:] = payload
-                done.append(index)
-        self._output.put(self._machine.successes(run, done))
+        here, views, left = self._resident(run, writable=True)
+        for view, payload in zip(views, here.payloads, strict=True):
+            view[:] = payload
+        self._output.put(self._machine.successes(here))
         for index in left:
             await self._operations.perform(run.request(index), run.payloads[index])
 
-    def _views(self, run: Run, *, writable: bool = False) -> Sequence[memoryview | None]:
-        """What goes wrong here must be no more than that requests go the ordinary way, which gives the error reply."""
+    def _resident(self, run: Run, *, writable: bool = False) -> tuple[Run, Sequence[memoryview], Sequence[int]]:
+        """Those requests of a run whose memory the source can show, that memory, and which are left.
+
+        What goes wrong here must be no more than that requests go the ordinary way, which gives the error reply.
+        """
+        views: Sequence[memoryview | None] = [None] * len(run.offsets)
         with Barrier("looking for the memory of requests", lambda _: None):
-            return self._source.views(run.length, run.offsets, writable=writable)
-        return [None] * len(run.offsets)
+            views = self._source.views(run.length, run.offsets, writable=writable)
+        if all(views):  # none is empty
+            return run, cast("Sequence[memoryview]", views), ()
+        left = [index for index, view in enumerate(views) if view is None]
+        here = run.some(index for index, view in enumerate(views) if view is not None)
+        return here, [view for view in views if view is not None], left
 
     # Single requests
 

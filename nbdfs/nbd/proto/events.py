@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from nbdfs.records import Record
@@ -98,6 +98,16 @@ class Run(NamedTuple):
     def request(self, index: int) -> Request:
         """One of them."""
         return Request(self.command, 0, self.cookies[index], self.offsets[index], self.length)
+
+    def some(self, indices: Iterable[int]) -> Run:
+        """Some of them."""
+        cookies, offsets, payloads = self.cookies, self.offsets, self.payloads
+        chosen = list(indices)
+        return self._replace(
+            cookies=[cookies[index] for index in chosen],
+            offsets=[offsets[index] for index in chosen],
+            payloads=[payloads[index] for index in chosen] if payloads else [],
+        )
 
 
 class Refused(NamedTuple):

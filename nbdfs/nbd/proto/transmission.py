@@ -15,7 +15,9 @@ from __future__ import annotations
 import enum
 import itertools
 import struct
-from collections.abc import Iterable, Sequence
+import sys
+from array import array
+from collections.abc import Iterable
 
 from nbdfs.nbd.proto import constants as nbd
 from nbdfs.nbd.proto.events import (
@@ -38,6 +40,7 @@ _FIRST_OF_RUN = struct.Struct(_RUN)
 _SIMPLE = struct.Struct(">IIQ")
 _CHUNK = struct.Struct(">IHHQI")
 _DATA_CHUNK = struct.Struct(">IHHQIQ")
+_DATA_CHUNK_OF_RUN = struct.Struct(">QQIQ")  # the same, with what is alike in a run as one number
 _EXTENDED_CHUNK = struct.Struct(">IHHQQQ")
 _EXTENDED_DATA_CHUNK = struct.Struct(">IHHQQQQ")
 _HOLE = struct.Struct(">QI")
@@ -48,6 +51,8 @@ _MOST_EXTENTS = 1 << 20  # NBD_REPLY_TYPE_BLOCK_STATUS: no more in one chunk
 _LONGEST = 0xFFFFFFFF & -(1 << 20)  # bytes of an extent in 32 bits, whatever the block size
 
 _SUCCESS = nbd.SIMPLE_REPLY_MAGIC << 32  # how a simple reply without an error begins
+# And how the only chunk of a READ does.
+_DATA = nbd.STRUCTURED_REPLY_MAGIC << 32 | nbd.REPLY_FLAG_DONE << 16 | nbd.REPLY_TYPE_OFFSET_DATA
 _PLAIN = nbd.REQUEST_MAGIC << 32  # how a header without flags begins, but for the command
 _PLAIN_WRITE = _PLAIN | nbd.CMD_WRITE
 
@@ -306,18 +311,18 @@ class ServerTransmission:
             return [_SIMPLE.pack(nbd.SIMPLE_REPLY_MAGIC, 0, cookie) for cookie in run.cookies]
         if self.extended:
             return [self.whole(run.request(index)) for index in range(len(run.cookies))]
-        pack, length = _DATA_CHUNK.pack, run.length + 8
-        return [
-            pack(nbd.STRUCTURED_REPLY_MAGIC, nbd.REPLY_FLAG_DONE, nbd.REPLY_TYPE_OFFSET_DATA, cookie, length, offset)
-            for cookie, offset in zip(run.cookies, run.offsets, strict=True)
-        ]
+        pack, length = _DATA_CHUNK_OF_RUN.pack, run.length + 8
+        return [pack(_DATA, cookie, length, offset) for cookie, offset in zip(run.cookies, run.offsets, strict=True)]
 
-    def successes(self, run: Run, done: Sequence[int]) -> bytes:
-        """`success` for these WRITEs of a run."""
+    def successes(self, run: Run) -> bytes:
+        """`success` for each WRITE of a run."""
         if self.extended:
-            return b"".join(self.success(run.request(index)) for index in done)
-        numbers = itertools.chain.from_iterable((_SUCCESS, run.cookies[index]) for index in done)
-        return struct.pack(f">{2 * len(done)}Q", *numbers)
+            return b"".join(self.success(run.request(index)) for index in range(len(run.cookies)))
+        numbers = array("Q", [_SUCCESS, 0]) * len(run.cookies)
+        numbers[1::2] = array("Q", run.cookies)
+        if sys.byteorder == "little":
+            numbers.byteswap()
+        return numbers.tobytes()
 
     def data(self, request: Request, offset: int, length: int, done: bool) -> bytes:
         """What comes before `length` bytes of a READ."""
