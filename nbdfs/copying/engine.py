@@ -7,7 +7,7 @@ there is, and all of it is used again and again.
 from __future__ import annotations
 
 import errno
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -17,7 +17,7 @@ from nbdfs.copying.digests import Hasher
 from nbdfs.copying.ends import Input, Output
 from nbdfs.copying.options import Counters
 from nbdfs.copying.plain import Files
-from nbdfs.copying.plan import Kind, Piece
+from nbdfs.copying.plan import ZERO_STEP, Kind, Piece
 from nbdfs.copying.turns import Turns
 from nbdfs.errors import reason
 from nbdfs.progress import Progress
@@ -70,12 +70,19 @@ class Engine:
         buffer = memoryview(bytearray(self.request_size))
         try:
             while piece := await self._next(buffer):
-                await self._move(piece, buffer)
-                self.done.add(piece.offset, piece.offset + piece.length)
-                self.progress.advance(piece.length)
+                for part in self._parts(piece):
+                    await self._move(part, buffer)
+                    self.done.add(part.offset, part.offset + part.length)
+                    self.progress.advance(part.length)
         except CopyError as error:
             self.failure = self.failure or error
             scope.cancel()
+
+    def _parts(self, piece: Piece) -> Iterable[Piece]:
+        """The piece, cut up where hashing it takes so long that progress must show and a stop be heard meanwhile."""
+        if not self.hashers or piece.length <= ZERO_STEP:
+            return (piece,)
+        return (Piece(*part, piece.kind) for part in pieces(piece.offset, piece.length, ZERO_STEP))
 
     async def _next(self, buffer: memoryview) -> Piece | None:
         try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import stat
 
@@ -87,6 +89,21 @@ def same_file(backing: Backing, path: str) -> bool:
         return _identity(os.stat(path)) == _identity(os.fstat(backing.fd))
     except FileNotFoundError:
         return False
+
+
+def is_read(path: str) -> bool:
+    """Whether this process has the file or block device open for reading, by whatever name and under whatever layer."""
+    try:
+        wanted = _identity(os.stat(path))
+    except OSError:
+        return False
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # the one that lists them is closed by now
+            fd = int(name)
+            writes_only = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_WRONLY
+            if not writes_only and _identity(os.fstat(fd)) == wanted:
+                return True
+    return False
 
 
 def overlap(one: Backing, other: Backing, size: int) -> bool:

@@ -20,6 +20,11 @@ from nbdfs.ranges import RangeSet
 _VERSION = 1
 
 
+def places(path: str) -> tuple[str, str]:
+    """The state file, and the one that takes its place each time; whatever lies there is lost."""
+    return path, f"{path}.new"
+
+
 @dataclass
 class StateFile:
     """A state file at `path` of the copy described by `facts` (whatever must not change between two runs)."""
@@ -60,7 +65,7 @@ class StateFile:
     def save(self, done: RangeSet) -> None:
         """Replace the file, durably, by one that claims `done`.  Raises OSError; blocks."""
         state = {"version": _VERSION, "copy": dict(self.facts), "done": list(done)}
-        temporary = f"{self.path}.new"
+        _, temporary = places(self.path)
         with contextlib.suppress(FileNotFoundError):  # of a run that was killed
             os.unlink(temporary)
         with open(temporary, "x", encoding="utf-8") as file:  # which follows no symbolic link

@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 from nbdfs.checked import Checked
-from nbdfs.copying import files
+from nbdfs.copying import files, resume
 from nbdfs.copying.options import CopyOptions, check_whole
 from nbdfs.errors import UsageError, UserError
 from nbdfs.plans import Plan, plan
@@ -52,6 +52,7 @@ class Sides:
     async def open(self, stack: AsyncExitStack) -> int | None:
         """Open both sides; give the source's size if that is known.  Raises UserError."""
         size = await self._open_source(stack)
+        self._refuse_state_in_place_of_a_side()
         await self._open_destination(stack, size)
         return size
 
@@ -83,6 +84,14 @@ class Sides:
         if options.resume and (options.digests or options.block_hash is not None):
             raise UsageError("--resume does not see all bytes, so it gives no hash: copy the result to null: for one")
 
+    def _refuse_state_in_place_of_a_side(self) -> None:
+        """The source is open by now, and the destination may not be there yet."""
+        planned = self.destination_plan
+        target = planned.argument if planned and planned.source.name == "file" else ""
+        for place in resume.places(self.options.resume) if self.options.resume else ():
+            if files.is_read(place) or (target and os.path.realpath(place) == os.path.realpath(target)):
+                raise UsageError(f"{place} is one side of the copy, no place for its state: name another state file")
+
     async def _open_source(self, stack: AsyncExitStack) -> int | None:
         """Open the source; give its size if that is known."""
         if self.source_plan is None:
@@ -106,12 +115,12 @@ class Sides:
             return
         path = self.destination_path
         backing = self.source.backing() if self.source else None
-        if path and backing and files.same_file(backing, path):
-            raise UserError(f"{path} is both source and destination")
         if files.is_stream(path):
             self.output_fd = files.open_stream(path, os.O_WRONLY)
             stack.callback(os.close, self.output_fd)
             return
+        if path and files.is_read(path):
+            raise UserError(f"{path} is both source and destination")
         if self._creates(path):
             files.create(path, size or 0)
             self.created = True

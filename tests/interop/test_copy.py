@@ -164,6 +164,39 @@ def test_a_file_is_not_copied_onto_itself(kind: str, image: Path, tmp_path: Path
     assert sha256(image) == before
 
 
+@pytest.mark.parametrize("source", ["cow::{}", "data:<{}", "readahead::{}"])
+def test_a_file_is_not_replaced_by_what_is_made_of_it(source: str, image: Path, tmp_path: Path) -> None:
+    before = sha256(image)
+    (tmp_path / "link").hardlink_to(image)
+    assert "both source and destination" in complaint("copy", source.format(image), tmp_path / "link")
+    assert sha256(image) == before
+
+
+def test_a_file_is_not_copied_onto_itself_by_standard_input(image: Path) -> None:
+    before = sha256(image)
+    with image.open("rb") as stdin:
+        done = subprocess.run(command("copy", "-", image), stdin=stdin, capture_output=True)
+    assert done.returncode == 1
+    assert b"both source and destination" in done.stderr
+    assert sha256(image) == before
+
+
+def test_standard_output_may_be_named_by_a_path(image: Path, tmp_path: Path) -> None:
+    with (tmp_path / "out").open("wb") as stdout:
+        assert subprocess.run(command("copy", image, "/dev/stdout"), stdout=stdout).returncode == 0
+    assert sha256(tmp_path / "out") == sha256(image)
+
+
+@pytest.mark.parametrize(("source", "destination"), [("x", "s"), ("x", "s.new"), ("s", "x"), ("s.new", "x")])
+def test_the_state_takes_the_place_of_neither_side(source: str, destination: str, tmp_path: Path) -> None:
+    (tmp_path / source).write_bytes(b"precious")
+    assert "no place for its state" in complaint(
+        "copy", tmp_path / source, tmp_path / destination, "--resume", tmp_path / "s", status=2
+    )
+    assert (tmp_path / source).read_bytes() == b"precious"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
 def test_a_full_disk_names_the_partial_destination(image: Path) -> None:
     assert "No space left" in complaint("copy", image, "/dev/full")
     assert "/dev/full is incomplete" in complaint("copy", image, "/dev/full")

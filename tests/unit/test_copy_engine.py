@@ -9,6 +9,7 @@ import random
 import pytest
 import trio
 
+from nbdfs.backends.null import Null
 from nbdfs.checked import Checked
 from nbdfs.copying.digests import BlockHash, Digest
 from nbdfs.copying.ends import DeviceInput, DeviceOutput, NullOutput
@@ -111,6 +112,29 @@ async def test_requests_are_in_flight_together_but_no_more_than_workers(autojump
     start = trio.current_time()
     await engine(source, Disk(content("." * 40)), workers=8).run()
     assert trio.current_time() - start < 40 * 2 * 0.5 / 4
+
+
+class Gone(Digest):
+    """Stops the copy at the first zeroes that it is given, and counts them all."""
+
+    scope: trio.CancelScope
+    seen = 0
+
+    def zero(self, length: int) -> None:
+        self.seen += length
+        trio.from_thread.run_sync(self.scope.cancel)
+
+
+async def test_a_stop_is_heard_while_a_huge_hole_is_hashed() -> None:
+    digest = Gone("sha256")
+    source = Checked(Null(1 << 60))
+    planner = Planner(source, None, step=STEP, blank=True)
+    copy = Engine(
+        DeviceInput(source, planner), NullOutput(), Progress(1 << 60), workers=1, request_size=STEP, hashers=[digest]
+    )
+    with trio.CancelScope() as digest.scope:
+        await copy.run()
+    assert digest.seen < 1 << 30
 
 
 @pytest.mark.parametrize(
