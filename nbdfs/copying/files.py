@@ -94,9 +94,12 @@ def same_file(backing: Backing, path: str) -> bool:
 def is_read(path: str) -> bool:
     """Whether this process has the file or block device open for reading, by whatever name and under whatever layer."""
     try:
-        wanted = _identity(os.stat(path))
+        facts = os.stat(path)
     except OSError:
         return False
+    if not (stat.S_ISREG(facts.st_mode) or stat.S_ISBLK(facts.st_mode)):
+        return False
+    wanted = _identity(facts)
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):  # the one that lists them is closed by now
             fd = int(name)

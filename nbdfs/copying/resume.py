@@ -52,7 +52,7 @@ class StateFile:
             return None
         except OSError as error:
             raise UserError(f"cannot read the state file {self.path}: {error.strerror}") from error
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise UserError(f"{self.path} is not the state file of a copy: remove it to begin anew") from error
         for name, value in self.facts.items():
             if facts.get(name) != value:

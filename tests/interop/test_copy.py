@@ -197,6 +197,12 @@ def test_the_state_takes_the_place_of_neither_side(source: str, destination: str
     assert len(list(tmp_path.iterdir())) == 1
 
 
+def test_a_device_that_happens_to_be_open_is_no_side(image: Path, tmp_path: Path) -> None:
+    words = command("copy", image, tmp_path / "target", "--resume", os.devnull)
+    done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True)
+    assert b"/dev/null is no regular file" in done.stderr
+
+
 def test_a_full_disk_names_the_partial_destination(image: Path) -> None:
     assert "No space left" in complaint("copy", image, "/dev/full")
     assert "/dev/full is incomplete" in complaint("copy", image, "/dev/full")

@@ -43,6 +43,17 @@ def test_what_is_no_regular_file_is_neither_read_nor_replaced(tmp_path: Path, ta
     assert (tmp_path / "state").is_symlink()
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{", '{"version": 1}', '{"version": 1, "done": [[0, 1e999]], "copy": {}}', "[" * 100_000, "9" * 5000],
+    ids=["empty", "a list", "cut off", "no ranges", "infinite", "deep", "long"],
+)
+def test_what_is_no_state_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "state").write_text(text)
+    with pytest.raises(UserError, match="state is not the state file of a copy"):
+        StateFile(str(tmp_path / "state"), {}).load()
+
+
 class Full:
     """Fails as a full disk does, from the second call on."""
 
