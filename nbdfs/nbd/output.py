@@ -109,7 +109,7 @@ class Output:
 
     def _send_now(self) -> None:
         """Send without waiting, unless another does."""
-        if not self._sending:
+        if self._queue and not self._sending:
             self._send()
 
     def _send(self) -> None:
