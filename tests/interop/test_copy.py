@@ -198,6 +198,7 @@ def test_the_state_takes_the_place_of_neither_side(source: str, destination: str
 
 
 def test_a_device_that_happens_to_be_open_is_no_side(image: Path, tmp_path: Path) -> None:
+    shutil.copy(image, tmp_path / "target")  # the state exists, so that the copy goes on with it
     words = command("copy", image, tmp_path / "target", "--resume", os.devnull)
     done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True)
     assert b"/dev/null is no regular file" in done.stderr
