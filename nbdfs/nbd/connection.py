@@ -45,9 +45,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_BATCH = 256 << 10  # bytes of small reads that are read into one buffer and sent together
-_VIEWS = 1 << 20  # bytes of replies that are sent together where they lie
-_LARGE = 64 << 10  # bytes: after a payload that long the next header comes alone, so that what follows can go in place
+_FAREWELL = 1.0  # seconds in which a client that still shakes hands may hear that the server stops
 
 
 class Connection:
@@ -57,10 +55,16 @@ class Connection:
         self._server = server
         self._limits = server.limits
         self._reception = Reception(
-            stream, server.limits, alone=lambda: server.alone(self), forward=self._forward, rest=self._rest
+            stream,
+            server.limits,
+            alone=lambda: server.alone(self),
+            awaited=self._awaited,
+            forward=self._forward,
+            rest=self._rest,
         )
         self._input = self._reception.input
         self._output = Output(stream, self._limits.stall)
+        self._greeting = trio.move_on_after(self._limits.handshake)
         self._reading = trio.CancelScope()
         self._handshake = ServerHandshake(server.exports, server.policy)
         self._in_transmission = False
@@ -74,9 +78,9 @@ class Connection:
         """Serve until the client leaves or breaks the protocol, in one line of the log."""
         peer = self._reception.stream.peer
         try:
-            with trio.move_on_after(self._limits.handshake) as scope:
+            with self._greeting:
                 await self._shake_hands()
-            if scope.cancelled_caught:
+            if self._greeting.cancelled_caught and not self._handshake.stopping:
                 raise ProtocolError(f"no handshake within {self._limits.handshake:g} s")
             if self._handshake.state is State.TRANSMISSION:
                 await self._transmit()
@@ -99,6 +103,8 @@ class Connection:
         self._handshake.stopping = True
         if self._in_transmission:
             self._reading.cancel()
+        else:
+            self._greeting.deadline = min(self._greeting.deadline, trio.current_time() + _FAREWELL)
 
     # Handshake
 
@@ -146,13 +152,21 @@ class Connection:
         self._reception.machine = self._machine
         self._output.failed = self._reading.cancel
         self._memory = self._server.memory_of(export)
+        self._output.wanted = self._memory.wanted
         immediate = Caps.IMMEDIATE in export.source.info.caps and not export.before_access
         borrows = immediate and facts.maximum <= self._limits.client_memory
         self.operations = Operations(export, self._machine, self._output, borrows=borrows)
         self._eager = export.source.eager and not export.before_access
         if immediate:
             self._immediate = Immediate(
-                self._server, export.source, self._machine, self.operations, self._output, self._reception, self._flush
+                self._server.buffers,
+                self._memory,
+                export.source,
+                self._machine,
+                self.operations,
+                self._output,
+                self._reception,
+                self._flush,
             )
         if export.source.batches and not export.before_access:
             self._batches = Batches(
@@ -173,11 +187,13 @@ class Connection:
                 await self._settle()
                 eager.uncork()
                 await self._flights.fewer_than(1)
+                if not ended:
+                    with trio.move_on_after(self._limits.stop):
+                        await self._output.flush()
+            except OSError as error:  # nobody takes replies any more
+                ended = ended or error
             finally:
                 self._flights.cancel()
-            if not ended:
-                with trio.move_on_after(self._limits.stop):
-                    await self._output.flush()
             self.nursery.cancel_scope.cancel()
         try:
             if ended:
@@ -288,6 +304,10 @@ class Connection:
             self._output.own()
 
     # What the reception asks for
+
+    def _awaited(self) -> bool:
+        """Whether the client still waits for replies."""
+        return bool(self._flights) or self._output.busy
 
     def _forward(self) -> None:
         """Bring forward what is in flight."""

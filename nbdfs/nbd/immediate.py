@@ -14,9 +14,11 @@ from __future__ import annotations
 import mmap
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from nbdfs.barrier import Barrier
+from nbdfs.nbd.buffers import Buffers
+from nbdfs.nbd.limits import Memory
 from nbdfs.nbd.operations import Operations
 from nbdfs.nbd.output import Output
 from nbdfs.nbd.proto import constants as nbd
@@ -25,9 +27,6 @@ from nbdfs.nbd.proto.transmission import ServerTransmission
 from nbdfs.nbd.reception import Reception
 from nbdfs.nbd.stream import WOULD_BLOCK, Buffer
 from nbdfs.source import Source
-
-if TYPE_CHECKING:
-    from nbdfs.nbd.server import Server
 
 _ROOM = 256 << 10  # bytes of small reads that are read into one buffer and sent together
 _VIEWS = 1 << 20  # bytes of replies that are sent together where they lie
@@ -39,7 +38,8 @@ class Immediate:
 
     def __init__(
         self,
-        server: Server,
+        buffers: Buffers,
+        memory: Memory,
         source: Source,
         machine: ServerTransmission,
         operations: Operations,
@@ -47,8 +47,8 @@ class Immediate:
         reception: Reception,
         flush: Callable[[], Awaitable[None]],
     ) -> None:
-        self._server = server
-        self._most = server.limits.client_memory
+        self._buffers = buffers
+        self._memory = memory
         self._source = source
         self._machine = machine
         self._operations = operations
@@ -67,7 +67,7 @@ class Immediate:
 
     async def request(self, request: Request) -> bool:
         """Carry out a request, unless it is too large; whether it was done.  If not, nothing is borrowed any more."""
-        if request.length > self._most:
+        if request.length > self._memory.limit:
             await self._flush()
             return False
         if request.command == nbd.CMD_READ:
@@ -206,10 +206,10 @@ class Immediate:
 
     @asynccontextmanager
     async def _buffer(self, length: int) -> AsyncIterator[memoryview]:
-        await self._server.memory.reserve(length)
-        buffer = self._server.buffers.take(length)
+        await self._memory.reserve(length)
+        buffer = self._buffers.take(length)
         try:
             yield buffer
         finally:
-            self._server.buffers.give(buffer)
-            self._server.memory.release(length)
+            self._buffers.give(buffer)
+            self._memory.release(length)

@@ -34,13 +34,17 @@ class Memory:
     """
 
     def __init__(self, limit: int, whole: Memory | None = None) -> None:
-        self._limit = limit
+        self.limit = limit
         self._whole = whole
         self._used = 0
         self._waiting: deque[tuple[int, trio.Event]] = deque()
 
+    def wanted(self) -> bool:
+        """Whether somebody waits for more of what this is a part of."""
+        return self._whole is not None and (bool(self._whole._waiting) or self._whole.wanted())
+
     def _fits(self, size: int) -> bool:
-        return not self._used or self._used + size <= self._limit
+        return not self._used or self._used + size <= self.limit
 
     def reserve_now(self, size: int) -> bool:
         """`reserve` if it need not wait; whether it did."""

@@ -21,6 +21,7 @@ import trio
 
 from nbdfs.nbd.stream import Buffer, Stream
 
+_PATIENCE = 5.0  # seconds for a peer to take more where others wait for the memory that its replies hold
 _BUFFERS = (bytes, memoryview)  # made once: it is looked at for every part
 
 
@@ -36,11 +37,15 @@ class FilePart:
 
 
 class Output:
-    """The sending end of a stream.  `failed` is called when it fails."""
+    """The sending end of a stream.
+
+    `failed` is called when it fails, `wanted` tells whether others wait for the memory of what is queued.
+    """
 
     def __init__(self, stream: Stream, stall: float) -> None:
         self.stream = stream
         self.failed: Callable[[], None] = lambda: None
+        self.wanted: Callable[[], bool] = lambda: False
         self.error: OSError | None = None
         self._stall = stall
         self._queue: list[Buffer | FilePart] = []
@@ -181,10 +186,15 @@ class Output:
         self._give_back()
 
     async def _writable(self) -> None:
-        with trio.move_on_after(self._stall) as scope:
-            await self.stream.writable()
-        if scope.cancelled_caught:
-            raise ConnectionError(errno.ETIMEDOUT, f"it has taken no reply for {self._stall:g} s")
+        waited = 0.0
+        while waited < self._stall:
+            seconds = min(_PATIENCE, self._stall - waited)
+            with trio.move_on_after(seconds):
+                return await self.stream.writable()
+            waited += seconds
+            if self.wanted():
+                break
+        raise ConnectionError(errno.ETIMEDOUT, f"it has taken no reply for {waited:g} s")
 
 
 def drop_sent(queue: list[Any], sent: int) -> int:

@@ -34,8 +34,8 @@ class HungUpError(Exception):
 class Reception:
     """The bytes that come over `stream`, for one task.
 
-    `alone` tells whether no other client waits while we look for more, `forward` brings requests in flight forward,
-    `rest` gives back the memory of a client that asks for nothing.
+    `alone` tells whether no other client waits while we look for more, `awaited` whether replies are on their way,
+    `forward` brings requests in flight forward, `rest` gives back the memory of a client that asks for nothing.
     """
 
     def __init__(
@@ -44,6 +44,7 @@ class Reception:
         limits: Limits,
         *,
         alone: Callable[[], bool],
+        awaited: Callable[[], bool],
         forward: Callable[[], None],
         rest: Callable[[], None],
     ) -> None:
@@ -53,6 +54,7 @@ class Reception:
         self.header_alone = False  # whether the next header comes without what is behind it, which can go in place then
         self._limits = limits
         self._alone = alone
+        self._awaited = awaited
         self._forward = forward
         self._rest = rest
         self._hot = False
@@ -120,7 +122,8 @@ class Reception:
 
     async def rest_to_come(self) -> None:
         """Wait for more of a message."""
-        await self._readable(self._limits.stall, "the rest of a message did not come")
+        if not await self._comes_within(self._limits.stall):
+            raise ConnectionError(errno.ETIMEDOUT, "the rest of a message did not come")
 
     def _look(self, space: memoryview) -> int:
         """Look for more for a moment, if this client is the only one that is at work."""
@@ -136,18 +139,24 @@ class Reception:
         return WOULD_BLOCK
 
     async def _request_to_come(self) -> None:
-        """Wait for one; all replies are out."""
+        """Wait for one.  Whoever still waits for replies is not idle."""
         idle = self._limits.idle or math.inf
+        awaited = bool(self._limits.idle) and self._awaited()
         with trio.move_on_after(min(_RESTING, idle)) as scope:
             await self.stream.readable()
         if scope.cancelled_caught:
             self.input.rest()
             self._rest()
-            await self._readable(max(idle - _RESTING, 0), "idle for too long")
+            left = max(idle - _RESTING, 0)
+            while not await self._comes_within(left):
+                was_awaited, awaited = awaited, self._awaited()
+                if not (was_awaited or awaited):
+                    raise ConnectionError(errno.ETIMEDOUT, "idle for too long")
+                left = idle
 
-    async def _readable(self, seconds: float, complaint: str) -> None:
+    async def _comes_within(self, seconds: float) -> bool:
+        """Wait for more; whether it came in time."""
         eager.uncork()
         with trio.move_on_after(seconds) as scope:
             await self.stream.readable()
-        if scope.cancelled_caught:
-            raise ConnectionError(errno.ETIMEDOUT, complaint)
+        return not scope.cancelled_caught

@@ -87,12 +87,16 @@ class Server:
                         accepting.start_soon(self._accept, listener, clients)
                     await self._stop.wait()
                     accepting.cancel_scope.cancel()
-                for connection in self._connections:
-                    connection.stop()
+                self.finish()
                 clients.cancel_scope.deadline = trio.current_time() + self.limits.stop
 
     def stop(self) -> None:
         self._stop.set()
+
+    def finish(self) -> None:
+        """Take no more requests of the clients that there are; each ends once what is in flight is answered."""
+        for connection in self._connections:
+            connection.stop()
 
     async def _accept(self, listener: Listener, clients: trio.Nursery) -> None:
         told = False

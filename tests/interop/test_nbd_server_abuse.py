@@ -111,6 +111,16 @@ def test_client_that_never_reads_costs_bounded_memory(disk: Serving) -> None:
         assert disk.resident() - before < 100 << 20
 
 
+def test_hanging_up_with_replies_on_their_way(serve: Server) -> None:
+    serving = serve("delay,read=1ms::memory:64M")
+    with raw(serving) as sock:
+        enter(sock)
+        sock.sendall(request(nbd.CMD_READ, 0, 16 << 20) * 20)
+        receive(sock, 16)
+    wait_for(lambda: ": lost: Broken pipe" in serving.logged(), "no line in the log")
+    assert run("nbdinfo", "--size", serving.uri).strip() == str(64 << 20)
+
+
 def test_clients_of_a_dead_export_leave_memory_to_others(serve: Server) -> None:
     server = serve("dead=delay,read=1h::memory:1G", "live=delay,read=1ms::memory:64M", expect=2)
     with contextlib.ExitStack() as stack:
