@@ -211,12 +211,13 @@ class Links:
         if self._ended or any(other.mux for other in self._all):
             return
         self._up = trio.Event()
-        reason = str(mux.lost)
+        assert mux.lost is not None
+        why = reason(mux.lost)
         if self._target.single or not self._options.reconnect:
-            self._end(reason)
+            self._end(why)
         elif self._down_since is None:
             self._down_since = trio.current_time()
-            log.warning("%s: connection lost (%s), reconnecting", self._target.name, reason)
+            log.warning("%s: connection lost (%s), reconnecting", self._target.name, why)
 
     def _end(self, reason: str) -> None:
         if not self._ended:

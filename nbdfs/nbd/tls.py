@@ -102,9 +102,14 @@ def _identify(context: ssl.SSLContext, folder: str, role: str) -> None:
             raise UserError(f"TLS: {path} is missing or cannot be read")
     _warn_if_exposed(key)
     try:
-        context.load_cert_chain(certificate, key)
+        context.load_cert_chain(certificate, key, lambda: _no_pass_phrase(key))
     except (OSError, ssl.SSLError) as error:
         raise UserError(f"TLS: cannot use {certificate} with {key}: {explain(error)}") from error
+
+
+def _no_pass_phrase(path: str) -> str:
+    """OpenSSL would ask the terminal, which a service has not."""
+    raise UserError(f"TLS: {path} needs a pass phrase: take it off, by openssl pkey, and let nobody else read the file")
 
 
 def _warn_if_exposed(path: str) -> None:

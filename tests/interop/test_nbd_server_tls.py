@@ -82,6 +82,15 @@ def test_certificate_that_is_missing_or_expired(tmp_path: Path) -> None:
     assert "expired" in complaint(*words)
 
 
+def test_a_key_with_a_pass_phrase_is_not_asked_for_it(tmp_path: Path) -> None:
+    write(tmp_path, "server", trustme.CA().issue_cert("localhost"))
+    key, plain = tmp_path / "server-key.pem", tmp_path / "plain.pem"
+    key.rename(plain)
+    run("openssl", "pkey", "-in", str(plain), "-out", str(key), "-aes256", "-passout", "pass:secret")
+    line = complaint("serve", "memory:1M", "-U", tmp_path / "s", "--tls", "on", "--tls-certificates", tmp_path)
+    assert line.startswith(f"nbdfs: TLS: {key} needs a pass phrase")
+
+
 def test_a_key_that_others_may_read_is_warned_of(serve: Server, tmp_path: Path) -> None:
     write(tmp_path, "server", trustme.CA().issue_cert("localhost"))
     key = tmp_path / "server-key.pem"
