@@ -12,7 +12,16 @@ from nbdfs.errors import UsageError
 from nbdfs.live import Exports
 from nbdfs.nbd.exports import ServedExports
 from nbdfs.nbd.limits import Limits
-from nbdfs.nbd.listen import Listener, activated, inherited, is_public, listening, private_socket
+from nbdfs.nbd.listen import (
+    Listener,
+    activated,
+    close_connections,
+    inherited,
+    is_public,
+    listening,
+    private_socket,
+    reachable,
+)
 from nbdfs.nbd.proto.handshake import Policy, Tls
 from nbdfs.nbd.server import Server, serving
 from nbdfs.nbd.tls import server_context
@@ -150,6 +159,7 @@ async def live_server(what: Service, exports: Exports) -> AsyncIterator[tuple[Se
     Raises UserError for a place that cannot be had.
     """
     called = next(filter(None, (uri.export for uri in what.place.uris)), "")
+    _check_names(what, [export.name or called for export in exports])
     served = ServedExports(called=called, any_name=what.any_name)
     tls = Tls.OFF if what.tls is None else Tls.REQUIRE if what.require_tls else Tls.ON
     server = Server(served, Policy(tls, what.structured), tls=what.tls, limits=what.limits)
@@ -159,11 +169,27 @@ async def live_server(what: Service, exports: Exports) -> AsyncIterator[tuple[Se
             if is_public(listener.address) and not what.require_tls:
                 log.warning("listening on %s without TLS: anybody who reaches it may use it", listener)
         async with exports.offered_by(served), serving(server, listeners):
-            yield server, [uri.with_export(name) for uri in uris for name, _ in served.names()]
+            yield server, [each for uri in uris for each in _one_for_each(uri, [name for name, _ in served.names()])]
+
+
+def _one_for_each(uri: Uri, names: Sequence[str]) -> list[Uri]:
+    """The URI of each export, first that of the one it names."""
+    return [uri.with_export(name) for name in sorted(names, key=lambda name: name != uri.export)]
+
+
+def _check_names(what: Service, names: Sequence[str]) -> None:
+    """Refuse a URI with the name of an export that is not there.  Without any, they are still to come."""
+    for uri in what.place.uris:
+        if uri.export and names and uri.export not in names:
+            known = ", ".join(f"'{name}'" for name in names)
+            raise UsageError(f"{uri}: there is no export '{uri.export}', but {known}")
 
 
 def _listeners(what: Service, stack: ExitStack) -> tuple[list[Listener], list[Uri]]:
     place = what.place
+    if place.stdio:
+        close_connections()
+        return [], []
     made = list(place.uris)
     if place.private:
         made.append(Uri(stack.enter_context(private_socket()), tls=what.require_tls))
@@ -173,5 +199,5 @@ def _listeners(what: Service, stack: ExitStack) -> tuple[list[Listener], list[Ur
     for listener in given:
         stack.callback(listener.close)
         listeners.append(listener)
-        uris.append(Uri(listener.address, tls=what.require_tls))
+        uris.append(Uri(reachable(listener.address), tls=what.require_tls))
     return listeners, list(dict.fromkeys(uris))

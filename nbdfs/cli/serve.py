@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import trio
@@ -24,7 +24,7 @@ from nbdfs.cli._serving import Place, Service
 from nbdfs.config.reload import reloading
 from nbdfs.control.methods import Controls
 from nbdfs.control.server import controlled
-from nbdfs.errors import UsageError
+from nbdfs.errors import UsageError, UserError, reason
 from nbdfs.export import activity
 from nbdfs.live import Exports
 from nbdfs.names import named_plans
@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
     plans = named_plans(arguments.specs)
     what = _serving.service(arguments, _place(arguments))
     _observing.set_up_log(arguments)
-    display = _observing.progress(arguments, own_terminal=not (arguments.background or arguments.run))
+    display = _observing.progress(arguments, own_terminal=not arguments.background and arguments.run is None)
     ready = supervise.background(logs.leave_terminal) if arguments.background else lambda: None
     return trio.run(_serve, plans, what, arguments, ready, display)
 
@@ -71,12 +71,12 @@ def _place(arguments: argparse.Namespace) -> Place:
     uris, private = _serving.address_uris(arguments.unix, arguments.address, arguments.port, arguments.vsock)
     given = bool(uris or private or arguments.listen or arguments.fd is not None)
     if arguments.stdio:
-        if given or arguments.run or arguments.background:
+        if given or arguments.run is not None or arguments.background:
             raise UsageError("--stdio goes with no address, --run or --background")
         return Place(stdio=True)
     if arguments.background and systemd.activated():
         raise UsageError("--background does not go with sockets from the service manager, which watches this process")
-    if not given and arguments.run:
+    if not given and arguments.run is not None:
         private = True
     elif not given and not systemd.activated():
         uris = (Uri(Tcp()),)
@@ -116,7 +116,7 @@ async def serve_exports(
     """
     async with _serving.live_server(what, exports) as (server, uris):
         with supervise.pid_file(pidfile), supervise.stop_requests() as stopped:
-            if show and not run:
+            if show and run is None:
                 for uri in uris:
                     print(uri, flush=True)
             controls = Controls(exports, "serve", uris=uris, name=name)
@@ -126,8 +126,8 @@ async def serve_exports(
                 systemd.service(partial(activity, exports)),
             ):
                 ready()
-                if run:
-                    return await _run(run, uris[0], stopped)
+                if run is not None:
+                    return await _run(run, uris, stopped)
                 if what.place.stdio:
                     await _stdio(server, stopped)
                 else:
@@ -136,30 +136,35 @@ async def serve_exports(
 
 
 async def _stdio(server: Server, stopped: Stopped) -> None:
-    """Serve the client at the other end of standard input and output, until it leaves or we are told to."""
+    """Serve the client at the other end of standard input and output, until it leaves or we are told to stop."""
+    # Nothing else may write to what is the client's stream.
+    reading, writing = os.dup(0), os.dup(1)
+    os.dup2(2, 1)
+    try:
+        stream = PipeStream(reading, writing, "client on standard input")
+    except OSError as error:
+        raise UserError(f"cannot serve on standard input and output: {reason(error)}") from error
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_cancel_after, stopped, nursery)
-        # Nothing else may write to what is the client's stream.
-        reading, writing = os.dup(0), os.dup(1)
-        os.dup2(2, 1)
-        await server.handle(PipeStream(reading, writing, "client on standard input"))
+        nursery.start_soon(_finish_after, stopped, server, nursery)
+        await server.handle(stream)
         nursery.cancel_scope.cancel()
 
 
-async def _cancel_after(stopped: Stopped, nursery: trio.Nursery) -> None:
+async def _finish_after(stopped: Stopped, server: Server, nursery: trio.Nursery) -> None:
     await stopped()
-    nursery.cancel_scope.cancel()
+    server.finish()
+    nursery.cancel_scope.deadline = trio.current_time() + server.limits.stop
 
 
-async def _run(command: str, uri: Uri, stopped: Stopped) -> int:
+async def _run(command: str, uris: Sequence[Uri], stopped: Stopped) -> int:
     """Run a shell command beside the server; its exit status, as a shell gives it."""
-    address = uri.address
+    addresses = [uri.address for uri in uris]
     values = {
-        "uri": str(uri),
-        "nbd": str(uri),
-        "unixsocket": address.path if isinstance(address, Unix) else "",
-        "port": str(address.port) if isinstance(address, Tcp | Vsock) else "",
-        "exportname": uri.export,
+        "uri": str(uris[0]),
+        "nbd": str(uris[0]),
+        "unixsocket": next((str(address) for address in addresses if isinstance(address, Unix)), ""),
+        "port": next((str(address.port) for address in addresses if isinstance(address, Tcp | Vsock)), ""),
+        "exportname": uris[0].export,
     }
     script = "".join(f"{name}={shlex.quote(value)}\n" for name, value in values.items()) + command
     return await command_status(["/bin/sh", "-c", script], stopped)

@@ -46,7 +46,7 @@ def run(argv: Sequence[str]) -> int:
         raise UsageError("a plugin is missing: write nbdkit PLUGIN [KEY=VALUE...]")
     name, *words = _with_files(arguments.words)
     if arguments.dump_plugin:
-        if arguments.single or arguments.run:
+        if arguments.single or arguments.run is not None:
             raise UsageError("--dump-plugin serves nobody: leave out -s and --run")
         print(_dump(name, arguments.filter))
         return 0
@@ -54,9 +54,8 @@ def run(argv: Sequence[str]) -> int:
     what = _service(arguments)
     if arguments.exit_with_parent:
         libc.die_with_parent()
-    foreground = (
-        arguments.foreground or arguments.single or arguments.run or arguments.exit_with_parent or systemd.activated()
-    )
+    foreground = arguments.foreground or arguments.single or arguments.run is not None
+    foreground = foreground or arguments.exit_with_parent or systemd.activated()
     if arguments.log == "stderr" and not foreground:
         raise UsageError("--log=stderr goes with -f: a server in the background has no terminal")
     if arguments.log == "null":
@@ -202,7 +201,7 @@ def _service(arguments: argparse.Namespace) -> Service:
     elif uris or private or os.environ.get("LISTEN_FDS"):
         place = Place(uris, private)
     else:
-        place = Place(private=True) if arguments.run else Place((Uri(Tcp(), arguments.exportname),))
+        place = Place(private=True) if arguments.run is not None else Place((Uri(Tcp(), arguments.exportname),))
     return _serving.service(arguments, place, structured=not arguments.no_sr, any_name=True)
 
 

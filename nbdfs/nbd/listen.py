@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager, suppress
 import trio
 
 from nbdfs import systemd
-from nbdfs.errors import UserError
+from nbdfs.errors import UsageError, UserError
 from nbdfs.nbd.stream import SocketStream, credentials, inherited_socket
 from nbdfs.nbd.uri import Address, Tcp, Unix, Uri, Vsock
 from nbdfs.records import replace
@@ -83,7 +83,7 @@ def listening(uris: Sequence[Uri]) -> Iterator[list[tuple[Listener, Uri]]]:
         found = []
         for uri in uris:
             for listener in _open(uri.address, stack):
-                found.append((listener, replace(uri, address=_reachable(listener.address))))
+                found.append((listener, replace(uri, address=reachable(listener.address, uri.address))))
         yield found
 
 
@@ -97,6 +97,17 @@ def private_socket() -> Iterator[Unix]:
 def activated() -> list[Listener]:
     """The listening sockets that systemd (or a program that does as it does) has handed over."""
     return [inherited(fd) for fd in systemd.descriptors()]
+
+
+def close_connections() -> None:
+    """Close the sockets that systemd has handed over to a program that serves on standard input.
+
+    With Accept=yes it hands the connection over twice.  Raises UsageError for a socket that listens.
+    """
+    for fd in systemd.descriptors():
+        with inherited_socket(fd) as sock:
+            if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                raise UsageError("--stdio goes with no listening socket: let systemd accept, by Accept=yes")
 
 
 def inherited(fd: int) -> Listener:
@@ -280,8 +291,14 @@ def _address_of(sock: socket.socket) -> Address:
     return Vsock(None if name[0] == _ANY_CID else name[0], name[1])
 
 
-def _reachable(address: Address) -> Address:
-    """How a client on this machine names the address."""
-    if isinstance(address, Tcp) and address.host in ("0.0.0.0", "::", "127.0.0.1", "::1"):  # noqa: S104
+def reachable(address: Address, asked: Address | None = None) -> Address:
+    """How a client on this machine names the address of a listener, which may come from the name `asked` for.
+
+    `localhost` need not have an address of IPv6.
+    """
+    if not isinstance(address, Tcp):
+        return address
+    named = isinstance(asked, Tcp) and asked.host == "localhost"
+    if named or address.host in ("0.0.0.0", "127.0.0.1"):  # noqa: S104
         return Tcp("localhost", address.port)
-    return address
+    return Tcp("::1", address.port) if address.host == "::" else address

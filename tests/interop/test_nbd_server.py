@@ -12,7 +12,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.interop.servers import SYSTEM_PYTHON, Server, nbdsh, run, serve, wait_for
+from nbdfs.nbd.proto import constants as nbd
+from tests.interop.servers import (
+    SYSTEM_PYTHON,
+    Server,
+    enter,
+    nbdsh,
+    receive,
+    reply_of,
+    request,
+    run,
+    serve,
+    wait_for,
+)
 from tests.tools import command, complaint, nbdfs
 
 __all__ = ["serve"]
@@ -213,7 +225,8 @@ def test_fio_verifies(serve: Server) -> None:
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
 def test_tcp(serve: Server, host: str) -> None:
     uri = serve("memory:1M", where=("-i", host, "-p", "0")).uri
-    assert uri.startswith("nbd://localhost:")
+    assert uri.startswith("nbd://[::1]:" if host == "::1" else "nbd://localhost:")
+    assert run("nbdinfo", "--size", uri).strip() == str(1 << 20)
     port = int(uri.rpartition(":")[2].strip("/"))
     with socket.create_connection((host, port), 5) as sock:
         assert sock.recv(8) == b"NBDMAGIC"
@@ -263,6 +276,22 @@ def test_run(tmp_path: Path) -> None:
     assert (tmp_path / "size").read_text().strip() == str(1 << 20)
     nbdfs("serve", "memory:1M", "--listen", "nbd://localhost:0/disk", "--run",
           'test "$exportname" = disk && test "$port" -gt 0 && nbdinfo --size "$uri"')  # fmt: skip
+    nbdfs("serve", "memory:1M", "--run", "")
+
+
+def test_run_finds_each_kind_of_address(tmp_path: Path) -> None:
+    name = f"nbdfs-test-{os.getpid()}"
+    nbdfs("serve", "memory:1M", "--listen", f"nbd+unix:///?socket=%00{name}", "-p", "0", "--run",
+          f'test "$unixsocket" = @{name} && test "$port" -gt 0 && nbdinfo --size "$uri"')  # fmt: skip
+
+
+def test_a_uri_names_an_export_that_is_there() -> None:
+    here = ("--listen", "nbd://localhost:0/here")
+    nbdfs("serve", "other=memory:1M", "here=memory:1M", *here, "--run", 'test "$exportname" = here')
+    there = ("--listen", "nbd://localhost:0/there")
+    assert "there is no export 'there', but 'here'" in complaint("serve", "memory:1M", *here, *there, status=2)
+    line = complaint("serve", "a=memory:1M", "b=memory:1M", *there, status=2)
+    assert "there is no export 'there', but 'a', 'b'" in line
 
 
 def test_stdio() -> None:
@@ -275,6 +304,46 @@ assert h.pread(300000, 99) == b"z" * 300000
 h.shutdown()
 """
     run(SYSTEM_PYTHON, "-c", script)
+
+
+def test_stop_answers_what_is_in_flight_on_standard_input(tmp_path: Path) -> None:
+    log = tmp_path / "requests"
+    words = command("serve", f"log,file={log}::delay,read=1::memory:1M", "--stdio")
+    ours, theirs = socket.socketpair()
+    with ours, theirs, subprocess.Popen(words, stdin=theirs, stdout=theirs) as process:
+        ours.settimeout(30)
+        enter(ours)
+        ours.sendall(request(nbd.CMD_READ, 0, 512))
+        wait_for(lambda: " Read " in log.read_text(), "the request is not there")
+        process.terminate()
+        assert reply_of(ours) == 0
+        receive(ours, 512)
+    assert process.returncode == 0
+
+
+def test_standard_streams_that_are_closed() -> None:
+    script = 'exec "$@" <&- >&-'
+    done = subprocess.run(["/bin/sh", "-c", script, "sh", *command("serve", "--stdio", "memory:1M")],
+                          capture_output=True, text=True, timeout=60)  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr == "nbdfs: cannot serve on standard input and output: Bad file descriptor\n"
+
+
+@pytest.mark.parametrize("words", [["serve", "-s", "memory:1M"], ["compat", "nbdkit", "-s", "memory", "1M"]])
+def test_a_connection_that_systemd_accepted(words: list[str]) -> None:
+    """It comes twice: as standard input and output, and as an activated socket."""
+    activated = ["/bin/sh", "-c", 'LISTEN_FDS=1 LISTEN_PID=$$ exec "$@" 3<&0', "sh", *command(*words)]
+    ours, theirs = socket.socketpair()
+    with ours, theirs, subprocess.Popen(activated, stdin=theirs, stdout=theirs) as process:
+        ours.settimeout(30)
+        enter(ours)
+        ours.sendall(request(nbd.CMD_DISC))
+    assert process.returncode == 0
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        done = subprocess.run(activated, stdin=listener, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "let systemd accept, by Accept=yes" in done.stderr
 
 
 def test_socket_activation() -> None:
