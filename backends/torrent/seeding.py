@@ -30,7 +30,8 @@ class Seeding:
         downloaded = max(sum(each.all_time_download for each in statuses), 1)
         uploaded = sum(each.all_time_upload for each in statuses)
         shared = options.seed_ratio and uploaded >= options.seed_ratio * downloaded
-        waited = options.seed_time and status.finished_duration.total_seconds() >= options.seed_time
+        # Not `finished_duration`: a torrent that wants nothing is finished, though nothing is here yet.
+        waited = options.seed_time and status.seeding_duration.total_seconds() >= options.seed_time
         quiet = bool(shared or (waited and self._pieces.present == len(self._pieces.here)))
         if quiet != self._quiet:
             self._quiet = quiet

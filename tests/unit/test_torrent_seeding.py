@@ -32,8 +32,9 @@ def seeding(slots: Slots, *, here: bytes = b"\1\1", ratio: float = 0.0, seconds:
 
 
 def status(down: int = 0, up: int = 0, seconds: float = 0.0) -> SimpleNamespace:
-    finished = datetime.timedelta(seconds=seconds)
-    return SimpleNamespace(all_time_download=down, all_time_upload=up, finished_duration=finished)
+    """That of a torrent that has been a seed for so long, and wanted nothing for long before."""
+    times = {"seeding_duration": datetime.timedelta(seconds=seconds), "finished_duration": datetime.timedelta(hours=1)}
+    return SimpleNamespace(all_time_download=down, all_time_upload=up, **times)
 
 
 def test_the_ratio_is_that_of_what_was_downloaded_until_now() -> None:
