@@ -264,12 +264,12 @@ class Pieces:
 
     async def arrived(self, pieces: range) -> None:
         """Wait until the pieces, which are claimed, are here.  Raises SourceError (EIO) after the timeout."""
-        with trio.move_on_after(self._options.timeout) as scope:
+        with trio.move_on_after(self._options.timeout):
             for piece in pieces:
                 if not self.here[piece]:
                     await self._arrived(piece)
-        if scope.cancelled_caught:
-            missing = [piece for piece in pieces if not self.here[piece]]
+        # The last of them may come in the moment in which the time is up.
+        if missing := [piece for piece in pieces if not self.here[piece]]:
             raise SourceError(errno.EIO, self._complaint(missing), where="torrent", retryable=True)
 
     def came(self, piece: int) -> None:
