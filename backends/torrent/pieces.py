@@ -145,11 +145,18 @@ class Pieces:
 
     def prefetch(self, pieces: range) -> None:
         """Fetch pieces when there is nothing more urgent."""
+        handle = self._membership.handle
         for piece in pieces:
             self.background[piece] = _LAST
-            if not self.claims[piece] and not self.here[piece]:
-                self._membership.handle.piece_priority(piece, _LAST)
-        self._company.choose_order()
+            if handle and piece not in self.claims and not self.here[piece]:
+                handle.piece_priority(piece, _LAST)
+        if handle:
+            self._company.choose_order()
+
+    def forget(self, pieces: Iterable[int]) -> None:
+        """The pieces, which nobody claims, are not here any more, and not fetched again until somebody does."""
+        for piece in pieces:
+            self.here[piece] = self.background[piece] = 0
 
     def renew(self) -> None:
         """Tell libtorrent of all claims anew."""

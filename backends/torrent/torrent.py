@@ -196,8 +196,7 @@ class Torrent:
             return  # the next piece tries again
         pieces = [piece for piece in pieces if piece not in self.pieces.claims]
         self.room.leave(pieces)
-        for piece in pieces:
-            self.pieces.here[piece] = 0
+        self.pieces.forget(pieces)
         self._circle.abandon()  # first, as what it tells of a piece that is dropped would bring that back
         await self._membership.leave()
         self._handover.clear()

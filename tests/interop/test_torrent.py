@@ -312,6 +312,32 @@ async def test_a_small_cache_drops_what_is_unused_and_reads_stay_right(tmp_path:
             assert os.stat(data).st_blocks * 512 <= 2 * room
 
 
+async def test_what_was_prefetched_and_had_to_make_room_is_not_fetched_again(
+    tmp_path: Path, tracker: Tracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted: list[list[int]] = []  # of each time that the torrent joined: the pieces that were fetched unasked
+    join = Membership.join
+
+    def noting(membership: Membership, params: Any, priorities: list[int]) -> None:
+        here = list(params.have_pieces) or [False] * len(priorities)
+        wanted.append([piece for piece, priority in enumerate(priorities) if priority and not here[piece]])
+        join(membership, params, priorities)
+
+    monkeypatch.setattr(Membership, "join", noting)
+    write_files(tmp_path, {"disk.img": noise(40 * PIECE)})
+    torrent = make_torrent(tmp_path, "disk.img", tracker=tracker.url)
+    room = 16 * PIECE
+    with seeding(torrent, tmp_path), trio.fail_after(SECONDS):
+        async with open_stack(f"torrent,{ALONE},prefetch={room},cache-size={room}:{torrent}") as source:
+            while await resident(source) < room:
+                await trio.sleep(0.02)
+            for piece in range(30, 33):
+                await read(source, piece * PIECE, PIECE)
+            while len(wanted) < 2:
+                await trio.sleep(0.02)
+    assert wanted[1] == []
+
+
 async def test_readers_at_once_each_wait_for_their_own(tmp_path: Path, tracker: Tracker) -> None:
     content = noise(200 * PIECE)
     write_files(tmp_path, {"disk.img": content})

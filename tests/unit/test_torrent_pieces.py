@@ -80,3 +80,14 @@ async def test_a_piece_that_does_not_come_is_told(autojump_clock: MockClock) -> 
     with pieces.claimed(range(3, 5)), pytest.raises(OSError, match=r"2 pieces from 3 on did not come") as caught:
         await pieces.arrived(range(3, 5))
     assert caught.value.errno == errno.EIO
+
+
+async def test_what_is_prefetched_while_the_torrent_is_out_of_the_session_is_wanted_when_it_is_back() -> None:
+    place = Place()
+    handle, place.membership.handle = place.membership.handle, None
+    place.pieces.prefetch(range(4))
+    assert not any(handle.priorities)
+    assert list(place.pieces.background[:5]) == [1, 1, 1, 1, 0]
+    place.membership.handle = handle
+    place.pieces.prefetch(range(4, 6))
+    assert handle.priorities[:7] == [0, 0, 0, 0, 1, 1, 0]
