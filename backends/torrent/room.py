@@ -46,6 +46,8 @@ class Room:
         while True:
             await self._full.wait()
             self._full = trio.Event()
+            if len(self._used) <= self.limit:  # pieces that came while others were dropped have found room
+                continue
             keep = int(self.limit * _KEEP)
             idle = [piece for piece in self._used if piece not in claimed]
             if excess := idle[: len(self._used) - keep]:

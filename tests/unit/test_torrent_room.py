@@ -36,3 +36,21 @@ async def test_what_is_unused_for_longest_goes_first() -> None:
 async def test_what_somebody_reads_stays() -> None:
     assert await dropped([], {0, 3}) == [1, 2, 4, 5, 6]
     assert await dropped([], set(range(11))) == [11]
+
+
+async def test_what_comes_while_others_are_dropped_drops_no_more_than_it_must() -> None:
+    room = Room(cache_size=10, piece_length=1)
+    gone: list[list[int]] = []
+
+    async def drop(pieces: list[int]) -> None:
+        gone.append(pieces)
+        room.take(20)
+        room.leave(pieces)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(room.keep, (), drop)
+        for piece in range(11):
+            room.take(piece)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    assert gone == [[0, 1, 2, 3]]
