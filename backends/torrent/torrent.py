@@ -28,6 +28,7 @@ from nbdfs.backends.torrent.room import Room
 from nbdfs.backends.torrent.seeding import Seeding
 from nbdfs.backends.torrent.session import Session
 from nbdfs.backends.torrent.sharing import Sharing
+from nbdfs.errors import reason
 from nbdfs.source import Fetching
 
 log = logging.getLogger(__name__)
@@ -142,7 +143,6 @@ class Torrent:
             if not self._membership.handle:
                 continue
             if self._stopped and self.pieces.waiting:
-                self._stopped = False
                 await self._drop([])  # only a fresh start frees blocks that could not be written
                 continue
             self._glance()
@@ -201,11 +201,14 @@ class Torrent:
         await self._membership.leave()
         self._handover.clear()
         self.cache.forget_descriptors()
-        await trio.to_thread.run_sync(
-            self.cache.drop, [part[:3] for piece in pieces for part in self._layout.parts(piece)]
-        )
+        parts = [part[:3] for piece in pieces for part in self._layout.parts(piece)]
+        try:
+            await trio.to_thread.run_sync(self.cache.drop, parts)
+        except OSError as error:  # not every file system can; the torrent must come back all the same
+            log.warning("torrent: dropped pieces still take space: %s", reason(error))
         params = rejoining(resume, self._params.ti, self.pieces.here)
         self._membership.join(params, list(self.pieces.background))
+        self._stopped = False
         self.company.begin_anew()
         self.pieces.renew()
         self.company.choose_order()

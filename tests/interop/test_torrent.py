@@ -13,6 +13,7 @@ import pytest
 import trio
 
 from nbdfs.backends.torrent import session, sockets
+from nbdfs.backends.torrent.cache import Cache
 from nbdfs.backends.torrent.membership import Membership
 from nbdfs.backends.torrent.session import Session
 from nbdfs.errors import UserError
@@ -310,6 +311,23 @@ async def test_a_small_cache_drops_what_is_unused_and_reads_stay_right(tmp_path:
                     await trio.sleep(0.05)
             (data,) = cache.glob("*/0")
             assert os.stat(data).st_blocks * 512 <= 2 * room
+
+
+async def test_a_file_system_that_gives_no_space_back_spoils_no_reads(
+    tmp_path: Path, tracker: Tracker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(cache: Cache, parts: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(Cache, "drop", refuse)
+    content = noise(60 * PIECE)
+    write_files(tmp_path, {"disk.img": content})
+    torrent = make_torrent(tmp_path, "disk.img", tracker=tracker.url)
+    with seeding(torrent, tmp_path), trio.fail_after(SECONDS):
+        async with open_stack(f"torrent,{ALONE},cache-size={16 * PIECE}:{torrent}") as source:
+            for at in [*range(0, len(content), 4 * PIECE), 0]:
+                assert await read(source, at, 4 * PIECE) == content[at : at + 4 * PIECE]
+    assert "dropped pieces still take space: Operation not supported" in caplog.text
 
 
 async def test_what_was_prefetched_and_had_to_make_room_is_not_fetched_again(

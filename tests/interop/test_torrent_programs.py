@@ -146,7 +146,19 @@ async def test_a_web_seed_is_enough(tmp_path: Path) -> None:
 
 
 @pytest.mark.root
-async def test_a_full_disk_fails_the_read_and_room_heals_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("refusals", [0, 2])
+async def test_a_full_disk_fails_the_read_and_room_heals_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusals: int
+) -> None:
+    resume_data = Membership.resume_data
+
+    async def rarely(membership: Membership) -> bytes:
+        """Resume data that does not come in time at first, as from a busy disk."""
+        nonlocal refusals
+        refusals -= 1
+        return b"" if refusals >= 0 else await resume_data(membership)
+
+    monkeypatch.setattr(Membership, "resume_data", rarely)
     content = noise(64 * PIECE)
     write_files(tmp_path, {"disk.img": content})
     small = tmp_path / "small"
