@@ -72,28 +72,35 @@ class Membership:
             log.info("torrent: slow to leave the session")
 
     async def save(self) -> None:
-        """Write resume data, if the cache is kept.  Gives up after two seconds."""
+        """Write resume data, if the cache is kept."""
         if self.cache.kept and self.handle:
             await self.resume_data()
 
     async def resume_data(self) -> bytes:
-        """libtorrent's present resume data; nothing if it does not come in time."""
+        """libtorrent's present resume data, kept if the cache is; nothing if it does not come in time."""
         async with self._saving:
             self._resume = b""
             alert = libtorrent.save_resume_data_alert
             if handle := self.handle:
+                self.unsaved = False  # what comes from now on need not be in it
                 await self.session.wait_for(alert, lambda: handle.save_resume_data(_SAVE_INFO), _SAVE_TIMEOUT)
+                if not (self._resume and await self._keep(self._resume)):
+                    self.unsaved = True
             return self._resume
 
     def on_resume_data(self, alert: Any) -> None:
         """libtorrent has made resume data."""
         self._resume = libtorrent.write_resume_data_buf(alert.params)
-        if self.cache.kept:
-            try:
-                self.cache.save(self._resume)
-                self.unsaved = False
-            except OSError as error:
-                log.warning("torrent: cannot keep the resume data: %s", reason(error))
+
+    async def _keep(self, resume: bytes) -> bool:
+        """Have the cache keep it, if it is kept itself; whether that went well."""
+        try:
+            if self.cache.kept:
+                await trio.to_thread.run_sync(self.cache.save, resume)
+        except OSError as error:
+            log.warning("torrent: cannot keep the resume data: %s", reason(error))
+            return False
+        return True
 
 
 def resumed(data: bytes, fresh: Any) -> Any:

@@ -113,6 +113,15 @@ def peer_id() -> bytes:
     return sharing.peer_id(FINGERPRINT + version.encode() + b"-")
 
 
+class _Waiter:
+    """Somebody who waits for an alert of some type that fits."""
+
+    def __init__(self, alert: type, fits: Callable[[Any], bool]) -> None:
+        self.alert = alert
+        self.fits = fits
+        self.came = trio.Event()
+
+
 class Session:
     """A libtorrent session whose alerts arrive in trio."""
 
@@ -127,6 +136,7 @@ class Session:
         self.session.set_peer_class_filter(_everybody())
         self.session.set_alert_fd(self._writable)
         self._handlers: dict[type, Callable[[Any], None]] = {libtorrent.listen_failed_alert: _warn}
+        self._waiters: list[_Waiter] = []
 
     def on(self, alert: type, handler: Callable[[Any], None]) -> None:
         """Call `handler` with every alert of that type."""
@@ -144,9 +154,11 @@ class Session:
             if any(isinstance(alert, _NEW_SOCKETS) for alert in alerts):
                 sockets.hasten()
             for alert in alerts:
-                handler = self._handlers.get(type(alert))
-                if handler:
+                if handler := self._handlers.get(type(alert)):
                     handler(alert)
+                for waiter in self._waiters:
+                    if isinstance(alert, waiter.alert) and waiter.fits(alert):
+                        waiter.came.set()
 
     async def wait_for(
         self, alert: type, start: Callable[[], object], seconds: float, fits: Callable[[Any], bool] = lambda found: True
@@ -155,26 +167,15 @@ class Session:
 
         `run` must be under way.  A handler for the alert is called too, before this returns.
         """
-        came = trio.Event()
-        before = self._handlers.get(alert)
-
-        def handle(found: Any) -> None:
-            if before:
-                before(found)
-            if fits(found):
-                came.set()
-
-        self._handlers[alert] = handle
+        waiter = _Waiter(alert, fits)
+        self._waiters.append(waiter)
         try:
             start()
             with trio.move_on_after(seconds):
-                await came.wait()
+                await waiter.came.wait()
         finally:
-            if before:
-                self._handlers[alert] = before
-            else:
-                del self._handlers[alert]
-        return came.is_set()
+            self._waiters.remove(waiter)
+        return waiter.came.is_set()
 
     async def aclose(self) -> None:
         """Leave the swarm.  A tracker that does not answer is not waited for."""

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import random
 import socket
+import threading
 from pathlib import Path
 from typing import Any
 
+import libtorrent
 import pytest
 import trio
+import trio.testing
 
 from nbdfs.backends.torrent import session, sockets
 from nbdfs.backends.torrent.cache import Cache
@@ -430,6 +434,52 @@ async def test_a_session_that_has_nothing_to_tell_is_not_looked_at() -> None:
         nursery.cancel_scope.cancel()
     await swarm.aclose()
     assert 1 <= looks <= 3
+
+
+async def test_each_of_those_who_wait_for_the_same_alert_gets_the_one_that_fits() -> None:
+    swarm = Session({"alert_mask": 0, "listen_interfaces": "127.0.0.1:0", "enable_dht": False, "enable_lsd": False})
+    told: list[int] = []
+
+    async def wait(number: int) -> None:
+        """Wait for the alert of that number from now on."""
+        seen = itertools.count(1)
+        stats = libtorrent.session_stats_alert
+        if await swarm.wait_for(stats, lambda: None, SECONDS, lambda alert: next(seen) == number):
+            told.append(number)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(swarm.run)
+        async with trio.open_nursery() as waiting:
+            for number in 1, 2:
+                waiting.start_soon(wait, number)
+                await trio.testing.wait_all_tasks_blocked()
+            for number in 1, 2:
+                swarm.session.post_session_stats()
+                while len(waiting.child_tasks) > 2 - number:
+                    await trio.sleep(0.01)
+        nursery.cancel_scope.cancel()
+    await swarm.aclose()
+    assert told == [1, 2]
+
+
+async def test_resume_data_is_written_beside_the_event_loop(
+    tmp_path: Path, tracker: Tracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[int] = []
+    save = Cache.save
+
+    def noting(cache: Cache, resume: bytes) -> None:
+        threads.append(threading.get_ident())
+        save(cache, resume)
+
+    monkeypatch.setattr(Cache, "save", noting)
+    write_files(tmp_path, {"disk.img": noise(SIZE)})
+    torrent = make_torrent(tmp_path, "disk.img", tracker=tracker.url)
+    with seeding(torrent, tmp_path):
+        async with open_stack(f"torrent,{ALONE},cache={tmp_path}/cache:{torrent}") as source:
+            await read(source, 0, 1)
+    assert threads
+    assert threading.get_ident() not in threads
 
 
 async def test_alerts_that_are_lost_are_made_up_for(
