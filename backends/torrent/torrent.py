@@ -239,14 +239,15 @@ class Torrent:
         self._looked_at(piece)
 
     def _on_status(self, alert: Any) -> None:
+        """libtorrent tells how its torrents are; of one that left the session it may tell late."""
         for status in alert.status:
             if status.handle == self._circle.handle:
                 self._circle.status = status
-                continue
-            self._seeding.look(status, self._circle.status)
-            self.company.status = status
-            if not self.company.crowd and self._membership.handle:
-                self.pieces.look()
+            elif status.handle == self._membership.handle:
+                self._seeding.look(status, self._circle.status)
+                self.company.status = status
+                if not self.company.crowd:
+                    self.pieces.look()
 
     def _on_peer(self, alert: Any) -> None:
         self.company.meet(alert)
