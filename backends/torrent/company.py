@@ -85,7 +85,8 @@ class Company:
             self._sharing.pace = sum(peer.payload_down_speed for peer in peers if _is_seed(peer))
         self._sharing.flow = sum(peer.payload_down_speed for peer in readers.values())
         has = {name: bytes(peer.pieces) for name, peer in readers.items()}
-        self._sharing.look(has, others, wanted, expected, any(map(_is_seed, peers)), trio.current_time())
+        seeds = any(map(_is_seed, peers))
+        self._sharing.look(has, others, wanted, expected=expected, seeds=seeds, now=trio.current_time())
         if self.crowd != crowd:
             self._change_manners()
 
@@ -93,7 +94,7 @@ class Company:
         """All peers are gone, and come back."""
         self._began, self._first = trio.current_time(), 0.0
         self.settled = not self.crowd
-        self._sharing.look({}, (), ())
+        self._sharing.look({}, (), (), expected=(), seeds=False, now=self._began)
 
     def _settle(self, somebody: bool, more: bool) -> None:
         """See whether it is time to ask: somebody is connected, and no more are about to be."""

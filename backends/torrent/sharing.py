@@ -78,9 +78,12 @@ class Sharing:
 
     def look(
         self, has: Mapping[bytes, Pieces], others: Iterable[Pieces], wanted: Collection[int],
-        expected: Collection[bytes] = (), seeds: bool = True, now: float = 0.0,
+        *, expected: Collection[bytes], seeds: bool, now: float,
     ) -> None:  # fmt: skip
-        """These readers are connected, and `others` are the pieces of peers that are neither readers nor seeds."""
+        """What is seen now: the pieces of the readers that are connected, and of `others`, neither readers nor seeds.
+
+        `expected` readers are to come, and there may be seeds.  We want some pieces.
+        """
         self._has = {**dict.fromkeys(expected, bytes(self.pieces)), **has}
         self._expected = frozenset(expected)
         self._leave_out_sleepers(now, seeds)

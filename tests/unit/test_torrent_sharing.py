@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Collection
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
+from trio.testing import MockClock
 
+from nbdfs.backends.torrent.company import Company
 from nbdfs.backends.torrent.session import FINGERPRINT, peer_id
 from nbdfs.backends.torrent.sharing import Sharing, Way, begun
 
@@ -25,8 +30,12 @@ def sharing(who: bytes, others: dict[bytes, bytes], strangers: tuple[bytes, ...]
     return made
 
 
-def see(made: Sharing, others: dict[bytes, bytes], strangers: tuple[bytes, ...] = (), wanted: range = range(0)) -> None:
-    made.look(others, (*others.values(), *strangers), wanted)
+def see(
+    made: Sharing, others: dict[bytes, bytes], strangers: tuple[bytes, ...] = (), wanted: Collection[int] = (),
+    *, expected: Collection[bytes] = (), seeds: bool = True, now: float = 0.0,
+) -> None:  # fmt: skip
+    """Have a reader look at the others and their pieces, with a seed beside them unless told otherwise."""
+    made.look(others, strangers, wanted, expected=expected, seeds=seeds, now=now)
 
 
 def having(*pieces: int) -> bytes:
@@ -83,18 +92,18 @@ def test_what_a_reader_has_is_had_in_the_circle_and_from_nobody_else() -> None:
 @pytest.mark.parametrize(("pieces", "length", "owners"), [(1, 4 << 20, 1), (4, 1 << 20, 4), (8, 256 << 10, 4)])
 def test_a_small_torrent_is_owned_by_the_oldest(pieces: int, length: int, owners: int) -> None:
     view = Sharing(READERS[3], pieces, length)
-    view.look({reader: bytes(pieces) for reader in READERS if reader != READERS[3]}, (), range(0))
+    see(view, {reader: bytes(pieces) for reader in READERS if reader != READERS[3]})
     assert {view.owner(piece) for piece in range(pieces)} == set(READERS[:owners])
 
 
 def test_who_is_expected_owns_pieces_but_is_not_waited_for_until_it_has_come() -> None:
     view = sharing(READERS[0], {})
-    view.look({}, (), range(0), expected=[READERS[1]])
+    see(view, {}, expected=[READERS[1]])
     piece = next(piece for piece in range(PIECES) if view.way(piece) is Way.THEIRS)
     assert not view.may_come(piece)
     see(view, {READERS[1]: NOTHING})
     assert view.may_come(piece)
-    view.look({READERS[1]: NOTHING}, (), range(0), seeds=False)
+    see(view, {READERS[1]: NOTHING}, seeds=False)
     assert not view.may_come(piece)
 
 
@@ -153,19 +162,35 @@ def test_a_reader_that_began_long_ago_and_has_nothing_is_not_waited_for_if_there
         patch.setattr(time, "time", lambda: begun(young) - 60)
         old = peer_id()
     view = Sharing(young, PIECES, LENGTH)
-    view.look({old: NOTHING}, (), [3], seeds=seeds)
+    see(view, {old: NOTHING}, wanted=[3], seeds=seeds)
     assert view.alone is not waits
-    view.look({old: having(3)}, (), [3], seeds=seeds)
+    see(view, {old: having(3)}, wanted=[3], seeds=seeds)
+    assert not view.alone
+
+
+async def test_joining_anew_is_no_proof_that_there_was_a_seed(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    young = peer_id()
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time", lambda: begun(young) - 60)
+        old = peer_id()
+    view = Sharing(young, PIECES, LENGTH)
+    nothing: Any = SimpleNamespace()
+    company = Company(nothing, nothing, view, nothing)
+    await trio.sleep(100)
+    company.begin_anew()
+    see(view, {old: NOTHING}, wanted=[3], seeds=False, now=trio.current_time())
     assert not view.alone
 
 
 def test_readers_that_were_waited_for_in_vain_though_they_have_the_piece_are_not_asked_for_a_while() -> None:
     view = everybody(READERS[:2])[0]
-    view.look({READERS[1]: having(5)}, (), [5], now=0)
+    see(view, {READERS[1]: having(5)}, wanted=[5], now=0)
     assert view.way(5) is Way.CIRCLE
     view.too_slow(5, now=0)
-    view.look({READERS[1]: having(5)}, (), [5], now=1)
+    see(view, {READERS[1]: having(5)}, wanted=[5], now=1)
     assert view.way(5) is Way.OURS
     assert view.alone
-    view.look({READERS[1]: having(5)}, (), [5], now=100)
+    see(view, {READERS[1]: having(5)}, wanted=[5], now=100)
     assert view.way(5) is Way.CIRCLE
