@@ -114,7 +114,7 @@ def resumed(data: bytes, fresh: Any) -> Any:
         log.warning("torrent: the resume data is damaged, starting anew: %s", error)
         return fresh
     info = fresh.ti or params.ti
-    if info is None or (fresh.ti and fresh.ti.info_hashes() != params.info_hashes):
+    if info is None or not _names(fresh.info_hashes, params.info_hashes):
         return fresh
     params.ti = info
     params.unfinished_pieces = {
@@ -125,6 +125,12 @@ def resumed(data: bytes, fresh: Any) -> Any:
     params.trackers, params.tracker_tiers = fresh.trackers, fresh.tracker_tiers
     params.url_seeds = fresh.url_seeds
     return params
+
+
+def _names(hashes: Any, torrent: Any) -> bool:
+    """Whether the hashes, of which a magnet link has one as a rule, are those of the torrent."""
+    v1_fits = not hashes.has_v1() or hashes.v1 == torrent.v1
+    return bool(v1_fits and (not hashes.has_v2() or hashes.v2 == torrent.v2))
 
 
 def rejoining(resume: bytes, info: Any, here: bytearray) -> Any:

@@ -343,7 +343,8 @@ def test_options_that_make_no_sense_are_refused_in_one_line(tmp_path: Path) -> N
     assert "has no file 'x'" in refusal("file=x")
 
 
-async def test_resume_data_that_is_damaged_costs_no_more_than_a_new_start(tmp_path: Path) -> None:
+@pytest.mark.parametrize("by_link", [False, True])
+async def test_resume_data_that_is_damaged_costs_no_more_than_a_new_start(tmp_path: Path, by_link: bool) -> None:
     content = noise(SIZE)
     write_files(tmp_path, {"disk.img": content, "other.img": noise(SIZE, 2)})
     with tracking() as tracker:
@@ -351,9 +352,10 @@ async def test_resume_data_that_is_damaged_costs_no_more_than_a_new_start(tmp_pa
         another = libtorrent.write_resume_data_buf(
             libtorrent.load_torrent_file(str(make_torrent(tmp_path, "other.img", tracker=tracker.url)))
         )
-        with seeding(torrent, tmp_path):
-            for damage in (b"", b"no bencode", b"d4:infoi1ee", another):
-                async with open_stack(f"torrent,{ALONE},cache={tmp_path}/cache:{torrent}") as source:
+        with seeding(torrent, tmp_path) as seeder:
+            named = seeder.link() if by_link else torrent
+            for damage in (b"", b"no bencode", b"d4:infoi1ee", another, b""):
+                async with open_stack(f"torrent,{ALONE},timeout=60,cache={tmp_path}/cache:{named}") as source:
                     assert await read(source, 0, SIZE) == content
                 (resume,) = tmp_path.glob("cache/*/resume")
                 resume.write_bytes(damage)
