@@ -64,11 +64,6 @@ class Metainfo(Record):
         """The hash that names the torrent among its peers and in caches."""
         return self.v1 or self.v2
 
-    @property
-    def single(self) -> bool:
-        """Whether it is one file, named as the torrent itself."""
-        return len(self.files) == 1 and not self.files[0].path
-
 
 class _Entry(Record):
     path: Path

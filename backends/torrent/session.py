@@ -36,7 +36,7 @@ _FIXED: Mapping[str, Any] = {
     "alert_queue_size": _ALERTS,
     "allow_multiple_connections_per_ip": True,  # a fleet behind one address
     "close_redundant_connections": False,  # a peer that we need nothing from now is needed at the next read
-    "support_share_mode": False,  # see Torrent: the mode is ours, not to be told to peers
+    "support_share_mode": False,  # see `membership`: the mode is ours, not to be told to peers
     "share_mode_target": 100_000,
     "enable_outgoing_utp": False,  # an eighth of TCP's speed in a local network
     "smooth_connects": False,
@@ -48,7 +48,7 @@ _FIXED: Mapping[str, Any] = {
     "peer_connect_timeout": 7,
     "optimistic_disk_retry": 5,
     "max_out_request_queue": 2000,
-    "request_queue_time": 10,  # seconds of requests under way at the present rate; see `Company`
+    "request_queue_time": 10,  # seconds of requests under way at the present rate: all that `front` tells of
     "whole_pieces_threshold": 0,  # pieces are shared among peers by the block
 }
 FINGERPRINT = b"-nB"  # the start of our peer ids, by which readers know each other
