@@ -51,12 +51,12 @@ async def format_device(device: Source, volume: Volume, passphrase: bytes, effor
     iterations = await trio.to_thread.run_sync(digest_iterations, effort, _DIGEST_2)
     make = _luks1 if volume.version == 1 else _luks2
     written, end = make(volume, key, effort, iterations)
+    if not force and (looks := await _content(device, min(end, device.info.size))):
+        raise UserError(f"{device.info.description} is not empty, {looks}: give --force to overwrite it")
     if device.info.size < end:
         raise UserError(
             f"{device.info.description} is too small: LUKS{volume.version} needs {format_size(end)} and the data"
         )
-    if not force and (looks := await _content(device, end)):
-        raise UserError(f"{device.info.description} is not empty, {looks}: give --force to overwrite it")
     for at, size in pieces(0, end, _WIPE):
         await device.pwrite(memoryview(bytes(size)), at)
     await write_header(device, written)
@@ -81,6 +81,8 @@ def _check(volume: Volume, effort: Effort) -> None:
 
 async def _content(device: Source, end: int) -> str:
     """What is on the device before `end`, empty if nothing is."""
+    if end == 0:
+        return ""
     try:
         await load_header(device, detached=True)
     except HeaderError:

@@ -7,11 +7,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import json
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import trio
@@ -21,8 +22,8 @@ from nbdfs.checked import Checked
 from nbdfs.cli._words import preparation
 from nbdfs.cli.dump import add_colour_arguments
 from nbdfs.cli.main import Parser
-from nbdfs.errors import SourceError, UsageError, UserError
-from nbdfs.info import chart, maps
+from nbdfs.errors import SourceError, UsageError, UserError, leaves
+from nbdfs.info import chart, colours, maps
 from nbdfs.plans import plan
 from nbdfs.source import ALLOCATION, HOLE
 from nbdfs.spec import parse
@@ -72,11 +73,32 @@ class _Question:
     def __call__(self, text: str) -> tuple[str, bool]:
         name = text.replace("_", "-")
         if name not in info.QUESTIONS:
-            raise UsageError(f"'{text}' is nothing that can be asked; there are: {', '.join(info.QUESTIONS)}")
+            raise UserError(f"'{text}' is nothing that can be asked; there are: {', '.join(info.QUESTIONS)}")
         return name, self.wanted
 
 
+@contextlib.contextmanager
+def misuse_told(arguments: argparse.Namespace) -> Iterator[None]:
+    """With a question the exit status of a UsageError would be an answer: any other failure's is given then."""
+    try:
+        yield
+    except* UsageError as group:
+        if not arguments.questions:
+            raise
+        raise UserError("; ".join(map(str, leaves(group)))) from group
+
+
 def run(arguments: argparse.Namespace) -> int:
+    with misuse_told(arguments):
+        _check(arguments)
+        out = io.StringIO()  # nothing is shown unless all could be found out
+        status = trio.run(_told, arguments, out)
+        sys.stdout.write(out.getvalue())
+        return status
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Raise UsageError for options that contradict each other."""
     modes = [arguments.size, arguments.uri, bool(arguments.map), arguments.list, bool(arguments.questions)]
     if sum(modes) > 1:
         raise UsageError("only one of --size, --uri, --map, --list and --is, --can, --has makes sense at a time")
@@ -86,10 +108,6 @@ def run(arguments: argparse.Namespace) -> int:
         for name in ("totals", "chart", "png", "offset", "length"):
             if getattr(arguments, name, None):
                 raise UsageError(f"--{name} is about a map: give --map too")
-    out = io.StringIO()  # nothing is shown unless all could be found out
-    status = trio.run(_told, arguments, out)
-    sys.stdout.write(out.getvalue())
-    return status
 
 
 async def _told(arguments: argparse.Namespace, out: io.StringIO) -> int:
@@ -119,8 +137,13 @@ async def _run(arguments: argparse.Namespace, out: io.StringIO) -> int:
     elif arguments.json:
         print(json.dumps(report.as_json(), indent=2), file=out)
     else:
-        out.writelines(f"{line}\n" for line in report.as_text())
+        coloured = _coloured(arguments)
+        out.writelines(f"{colours.of_fact(line) if coloured else line}\n" for line in report.as_text())
     return 0
+
+
+def _coloured(arguments: argparse.Namespace) -> bool:
+    return sys.stdout.isatty() if arguments.colour is None else bool(arguments.colour)
 
 
 async def _map(source: Checked, arguments: argparse.Namespace, out: io.StringIO) -> None:
@@ -137,17 +160,22 @@ async def _map(source: Checked, arguments: argparse.Namespace, out: io.StringIO)
     if picture:
         await _draw(source, arguments, offset, length, out)
     elif arguments.totals:
-        _print_totals(contexts[0], await maps.totals(source, contexts[0], offset, length), arguments.json, out)
+        _print_totals(contexts[0], await maps.totals(source, contexts[0], offset, length), arguments, out)
     elif arguments.json:
         rows = [_row(contexts, row) async for row in maps.rows(source, contexts, offset, length)]
         print("[" + ",\n ".join(map(json.dumps, rows)) + "]", file=out)
     else:
+        coloured = _coloured(arguments)
         async for row in maps.rows(source, contexts, offset, length):
-            kinds = "  ".join(
-                f"{flags:3d}  {maps.describe(context, flags)}".rstrip()
-                for context, flags in zip(contexts, row.flags, strict=True)
-            )
-            print(f"{row.offset:10d}  {row.length:10d}  {kinds}", file=out)
+            print(_line(contexts, row, coloured), file=out)
+
+
+def _line(contexts: Iterable[str], row: maps.Row, coloured: bool) -> str:
+    line = f"{row.offset:10d}  {row.length:10d}"
+    for context, flags in zip(contexts, row.flags, strict=True):
+        kind = f"{flags:3d}  {maps.describe(context, flags)}".rstrip()
+        line += "  " + (colours.of_extent(context, flags, kind) if coloured else kind)
+    return line
 
 
 def _row(contexts: Iterable[str], row: maps.Row) -> dict[str, Any]:
@@ -163,17 +191,17 @@ def _kind(context: str, flags: int) -> dict[str, Any]:
     return {"type": flags} | ({"description": described} if described else {})
 
 
-def _print_totals(context: str, totals: dict[int, int], as_json: bool, out: io.StringIO) -> None:
+def _print_totals(context: str, totals: dict[int, int], arguments: argparse.Namespace, out: io.StringIO) -> None:
     whole = sum(totals.values())
-    if as_json:
+    if arguments.json:
         values = [
             {"size": size, "percent": size * 100 / whole} | _kind(context, flags) for flags, size in totals.items()
         ]
         print(json.dumps(values), file=out)
         return
     for flags, size in totals.items():
-        line = f"{size:10d} {size * 100 / whole:5.1f}% {flags:3d} {maps.describe(context, flags)}"
-        print(line.rstrip(), file=out)
+        line = f"{size:10d} {size * 100 / whole:5.1f}% {flags:3d} {maps.describe(context, flags)}".rstrip()
+        print(colours.of_extent(context, flags, line) if _coloured(arguments) else line, file=out)
 
 
 async def _draw(source: Checked, arguments: argparse.Namespace, offset: int, length: int, out: io.StringIO) -> None:
@@ -189,9 +217,8 @@ async def _draw(source: Checked, arguments: argparse.Namespace, offset: int, len
     if arguments.png:
         _write(arguments.png, chart.png(cells, min(_PICTURE, cells.count)))
         return
-    colour = sys.stdout.isatty() if arguments.colour is None else arguments.colour
     fancy = sys.stdout.encoding.lower().startswith("utf")
-    out.writelines(f"{line}\n" for line in chart.text(cells, columns, colour=colour, fancy=fancy))
+    out.writelines(f"{line}\n" for line in chart.text(cells, columns, colour=_coloured(arguments), fancy=fancy))
 
 
 def _write(path: str, data: bytes) -> None:

@@ -15,5 +15,6 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("spec", metavar="NBD", help="an NBD URI or [ CMD ]")
     info.add_info_arguments(parser)
     arguments = _peer.parse_words(parser, argv)
-    _peer.server(arguments.spec)
+    with info.misuse_told(arguments):
+        _peer.server(arguments.spec)
     return info.run(arguments)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import subprocess
 from pathlib import Path
@@ -129,6 +130,18 @@ def test_sources_that_are_not_nbd(tmp_path: Path) -> None:
     assert b"is_read_only: true" in nbdfs("info", f"readonly::{image}").stdout
 
 
+def test_colours_are_shown_when_asked_for_and_say_no_more() -> None:
+    for words in (["info"], ["info", "--map"], ["info", "--map", "--totals"], ["info", "--map", "--map"]):
+        plain = nbdfs(*words, "--no-color", DATA).stdout
+        assert b"\033" not in plain
+        assert nbdfs(*words, DATA).stdout == plain
+        coloured = nbdfs(*words, "--color", DATA).stdout
+        assert coloured != plain
+        assert re.sub(rb"\033\[\d*m", b"", coloured) == plain
+    assert b"\033[1m  0  data\033[0m" in nbdfs("info", "--map", "--color", "data:1").stdout
+    assert b"\033[32m\tcan_trim: true\033[0m" in nbdfs("info", "--color", "memory:1M").stdout
+
+
 def test_a_chart_and_a_picture(tmp_path: Path) -> None:
     lines = nbdfs("info", "--map", "--chart", "--no-color", DATA).stdout.decode().splitlines()
     assert len(lines) == 17
@@ -153,7 +166,12 @@ def test_a_dump_is_nbddumps() -> None:
         (["info", "--map=x", "null:1M"], "'x'", 1),
         (["info", "--map", "--offset=2M", "null:1M"], "1048576", 1),
         (["info", "--totals", "null:1M"], "--map", 2),
-        (["info", "--can", "fly", "null:1M"], "fly", 2),
+        (["info", "--can", "fly", "null:1M"], "fly", 1),  # 2 would be an answer
+        (["info", "--can", "trim", "--size", "null:1M"], "only one", 1),
+        (["info", "--can", "trim", "file,nosuch::disk"], "nosuch", 1),
+        (["info", "file,nosuch::disk"], "nosuch", 2),
+        (["compat", "nbdinfo", "--can", "trim", "disk"], "neither an NBD URI", 1),
+        (["compat", "nbdinfo", "disk"], "neither an NBD URI", 2),
         (["info", "--size", "--map", "null:1M"], "only one", 2),
         (["info", "--list", "null:1M"], "nothing to list", 1),
         (["info", "--uri", "null:1M"], "NBD URI", 1),

@@ -94,7 +94,7 @@ def test_configurations_that_cannot_be_read(name: str, file: str, status: int, s
         ("copy --resume=folder zeroes memory:1M", FAILURE, "folder is no regular file"),
         ("dump folder", FAILURE, "is a directory"),
         ("dump --offset=2M zeroes", FAILURE, "ends at byte"),
-        ("info --can=fly zeroes", USAGE, "'fly' is nothing that can be asked"),
+        ("info --can=fly zeroes", FAILURE, "'fly' is nothing that can be asked"),
         ("info --map=none zeroes", FAILURE, "no map 'none'"),
         ("info --map --chart --totals zeroes", USAGE, "only one of --totals"),
         ("info --offset=1 zeroes", USAGE, "give --map too"),
