@@ -289,14 +289,15 @@ async def test_the_circle_of_readers_is_told_to_nobody(
     monkeypatch.setattr(Membership, "join", noting)
     spec = f"torrent,listen={INSIDE}%2C127.0.0.1,dht=no,lsd=yes:{torrent}"
     packets: list[bytes] = []
-    with seeding(torrent, tmp_path):
-        async with open_stack(spec) as one, open_stack(spec) as another:
-            assert await is_all_there(one)
-            assert await is_all_there(another)
-            await until(lambda: len(joined) == 4)  # twice each
+    with seeding(torrent, tmp_path, upload_limit=SIZE // 40):  # who has everything need not meet anybody
+        async with open_stack(spec) as one, open_stack(spec) as another, trio.open_nursery() as nursery:
+            nursery.start_soon(is_all_there, one)
+            nursery.start_soon(is_all_there, another)
+            await until(lambda: len(set(map(id, joined))) == 4)  # two each
             await trio.sleep(1)
             packets.extend(seen(leaving))
             hashes = {str(membership.handle.info_hashes().v1) for membership in joined}
+            nursery.cancel_scope.cancel()
     announced = {found.decode() for packet in packets for found in re.findall(rb"Infohash: ([0-9a-f]{40})", packet)}
     assert len(hashes) == 2
     assert len(announced & hashes) == 1
