@@ -9,13 +9,13 @@ from typing import Any
 import libtorrent
 import trio
 
-from nbdfs.backends.torrent import magnet, metainfo, session
+from nbdfs.backends.torrent import magnet, metainfo
 from nbdfs.backends.torrent.bencode import BencodeError
 from nbdfs.backends.torrent.cache import Cache
 from nbdfs.backends.torrent.loading import load
 from nbdfs.backends.torrent.membership import resumed
 from nbdfs.backends.torrent.metainfo import Metainfo, MetainfoError
-from nbdfs.backends.torrent.session import Session
+from nbdfs.backends.torrent.session import Session, settings
 from nbdfs.backends.torrent.torrent import Torrent
 from nbdfs.errors import UserError
 from nbdfs.nursery import serving_nursery
@@ -31,16 +31,16 @@ async def joined(argument: str, options: Any) -> AsyncIterator[Torrent]:
     try:
         if resume := cache.load():
             params = resumed(resume, params)
-        chosen = session.settings(options)
+        chosen = settings(options)
         if known and known.private:
             chosen |= {"enable_dht": False, "enable_lsd": False}
-        swarm = Session(chosen)
+        session = Session(chosen)
         try:
             async with serving_nursery() as nursery:
-                nursery.start_soon(swarm.run)
+                nursery.start_soon(session.run)
                 if params.ti is None:
-                    await _fetch_metadata(swarm, cache, params, options.timeout)
-                torrent = Torrent(swarm, cache, known or _from_info(params.ti, argument), params, options)
+                    await _fetch_metadata(session, cache, params, options.timeout)
+                torrent = Torrent(session, cache, known or _from_info(params.ti, argument), params, options)
                 torrent.start()
                 nursery.start_soon(torrent.run)
                 await torrent.verified()
@@ -51,7 +51,7 @@ async def joined(argument: str, options: Any) -> AsyncIterator[Torrent]:
                         await torrent.save()
         finally:
             with trio.move_on_after(CLOSE_TIMEOUT, shield=True):
-                await swarm.aclose()
+                await session.aclose()
     finally:
         cache.close()
 
@@ -69,7 +69,7 @@ def _parameters(argument: str) -> tuple[Metainfo | None, Any]:
         raise UserError(f"torrent: {argument}: {error}") from error
 
 
-async def _fetch_metadata(swarm: Session, cache: Cache, params: Any, seconds: float) -> None:
+async def _fetch_metadata(session: Session, cache: Cache, params: Any, seconds: float) -> None:
     """Ask the swarm for the info dictionary of a magnet link, and put it into `params`."""
     flags = libtorrent.torrent_flags
     params.save_path = str(cache.folder)
@@ -79,9 +79,9 @@ async def _fetch_metadata(swarm: Session, cache: Cache, params: Any, seconds: fl
 
     def start() -> None:
         nonlocal handle
-        handle = swarm.session.add_torrent(params)
+        handle = session.session.add_torrent(params)
 
-    if not await swarm.wait_for(libtorrent.metadata_received_alert, start, seconds):
+    if not await session.wait_for(libtorrent.metadata_received_alert, start, seconds):
         raise UserError(
             f"torrent: no peer gave the metadata of the magnet link within {seconds:g} s; "
             "is anybody sharing it? (timeout=SECONDS waits longer)"
@@ -90,7 +90,7 @@ async def _fetch_metadata(swarm: Session, cache: Cache, params: Any, seconds: fl
     params.peers = [peer.ip for peer in handle.get_peer_info()]
     params.flags &= ~flags.default_dont_download
     removed = libtorrent.torrent_removed_alert
-    await swarm.wait_for(removed, lambda: swarm.session.remove_torrent(handle), seconds)
+    await session.wait_for(removed, lambda: session.session.remove_torrent(handle), seconds)
 
 
 def _from_info(info: Any, argument: str) -> Metainfo:

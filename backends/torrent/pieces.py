@@ -22,12 +22,12 @@ from typing import Any
 import trio
 
 from nbdfs.backends.torrent.circle import Circle
-from nbdfs.backends.torrent.company import Company
-from nbdfs.backends.torrent.front import Front
+from nbdfs.backends.torrent.eviction import Eviction
 from nbdfs.backends.torrent.membership import Membership
 from nbdfs.backends.torrent.metainfo import File
-from nbdfs.backends.torrent.room import Room
+from nbdfs.backends.torrent.request_queue import RequestQueue
 from nbdfs.backends.torrent.sharing import Sharing, Way
+from nbdfs.backends.torrent.swarm import Swarm
 from nbdfs.errors import SourceError
 
 _STEP = 10  # milliseconds between the deadlines of pieces wanted together
@@ -60,7 +60,7 @@ class Pieces:
     """The pieces of a torrent, for those who read them."""
 
     def __init__(
-        self, membership: Membership, circle: Circle, company: Company, sharing: Sharing, room: Room, options: Any
+        self, membership: Membership, circle: Circle, swarm: Swarm, sharing: Sharing, eviction: Eviction, options: Any
     ) -> None:
         metainfo = membership.metainfo
         self.here = bytearray(metainfo.pieces)
@@ -70,13 +70,13 @@ class Pieces:
         self.awaited = trio.Event()  # somebody waits
         self._membership = membership
         self._circle = circle
-        self._company = company
+        self._swarm = swarm
         self._sharing = sharing
-        self._room = room
+        self._eviction = eviction
         self._metainfo = metainfo
         self._options = options
         self._arrivals: dict[int, _Arrival] = {}  # those waited for
-        self._front = Front(_SOON // metainfo.piece_length, metainfo.pieces)
+        self._queue = RequestQueue(_SOON // metainfo.piece_length, metainfo.pieces)
         self._trouble = ""  # the disk's or libtorrent's last error
         self._told: dict[int, Way] = {}
         self._waits: dict[int, _Wait] = {}  # for pieces of other readers
@@ -134,14 +134,14 @@ class Pieces:
             if not self.claims[piece]:
                 del self.claims[piece]
                 self._insisted.discard(piece)
-                self._front.drop(piece)
+                self._queue.drop(piece)
                 if not self.here[piece] and (handle := self._membership.handle):
                     if self._told.pop(piece, None) is Way.CIRCLE:
                         self._leave_to_others(piece)
                     handle.reset_piece_deadline(piece)
                     handle.piece_priority(piece, self.background[piece])
         self._ask()
-        self._room.check()
+        self._eviction.check()
 
     def prefetch(self, pieces: range) -> None:
         """Fetch pieces when there is nothing more urgent."""
@@ -151,7 +151,7 @@ class Pieces:
             if handle and piece not in self.claims and not self.here[piece]:
                 handle.piece_priority(piece, _LAST)
         if handle:
-            self._company.choose_order()
+            self._swarm.choose_order()
 
     def forget(self, pieces: Iterable[int]) -> None:
         """The pieces, which nobody claims, are not here any more, and not fetched again until somebody does."""
@@ -161,14 +161,14 @@ class Pieces:
     def renew(self) -> None:
         """Tell libtorrent of all claims anew."""
         self._told.clear()
-        self._front.clear()
+        self._queue.clear()
         self.review()
 
     def look(self) -> None:
         """See whether other readers came, went or got something, and tell libtorrent what that changes."""
-        if self._company.matters():
-            self._sharing.measured = self._front.pace * self._metainfo.piece_length
-            self._company.look(self._missing(), self.here, Way.OURS in self._told.values())
+        if self._swarm.matters():
+            self._sharing.measured = self._queue.pace * self._metainfo.piece_length
+            self._swarm.look(self._missing(), self.here, Way.OURS in self._told.values())
             self.review()
 
     def review(self) -> None:
@@ -180,17 +180,17 @@ class Pieces:
         if any(self._told.get(piece) in _OF_SEEDS and way not in _OF_SEEDS for piece, way in ways.items()):
             handle.clear_piece_deadlines()  # when the first is set anew, libtorrent takes back all other requests
             self._told = {piece: way for piece, way in self._told.items() if way is Way.CIRCLE}
-            self._front.clear()
-        self._front.fewest = self._fewest()
+            self._queue.clear()
+        self._queue.fewest = self._fewest()
         for index, (piece, way) in enumerate(ways.items()):
             known = self._told.get(piece)
-            at_once = piece in self.waiting and self._company.settled
+            at_once = piece in self.waiting and self._swarm.settled
             if known is not way and not (known is Way.LATER and way is Way.OURS and not at_once):
                 self._tell(piece, way, 0 if piece in self.waiting else _AHEAD + index * _STEP)
         self._ask()
 
     def _fewest(self) -> int:
-        return (_SOON_IN_CROWD if self._company.crowd else _SOON) // self._metainfo.piece_length
+        return (_SOON_IN_CROWD if self._swarm.crowd else _SOON) // self._metainfo.piece_length
 
     def _missing(self) -> list[int]:
         """The pieces that are wanted and not here, in order."""
@@ -204,13 +204,13 @@ class Pieces:
         if not handle:
             return
         known = self._told.get(piece)
-        if way is Way.OURS and (not self._company.settled or (after and self._options.sequential)):
+        if way is Way.OURS and (not self._swarm.settled or (after and self._options.sequential)):
             way = Way.LATER
-            self._front.put(piece, trio.current_time() + after / 1000)
+            self._queue.put(piece, trio.current_time() + after / 1000)
         self._told[piece] = way
         if known is Way.OURS and way is not Way.OURS:
             handle.reset_piece_deadline(piece)
-            self._front.drop(piece)
+            self._queue.drop(piece)
         if known is Way.CIRCLE and way is not Way.CIRCLE:
             self._leave_to_others(piece)
         if way is Way.CIRCLE and (circle := self._circle.handle):
@@ -228,8 +228,8 @@ class Pieces:
 
     def _ask(self) -> None:
         """Ask for the pieces whose turn it is."""
-        if self._membership.handle and self._company.settled:
-            for due, piece in self._front.take():
+        if self._membership.handle and self._swarm.settled:
+            for due, piece in self._queue.take():
                 if self._told.get(piece) is Way.LATER:
                     del self._told[piece]  # it may be another's by now, which the next review finds
                     if self._way(piece) is Way.OURS:
@@ -240,7 +240,7 @@ class Pieces:
         if after and not self._options.sequential:
             self._membership.handle.piece_priority(piece, _POLITE)
             return
-        self._front.ask(piece)
+        self._queue.ask(piece)
         self._membership.handle.set_piece_deadline(piece, after)
 
     def _leave_to_others(self, piece: int) -> None:
@@ -284,7 +284,7 @@ class Pieces:
         self.here[piece] = 1
         self._told.pop(piece, None)
         self._insisted.discard(piece)
-        self._front.came(piece)
+        self._queue.came(piece)
         self._ask()
         arrival = self._arrivals.pop(piece, None)
         if arrival is not None:
@@ -302,7 +302,7 @@ class Pieces:
         """Wait for one piece.  Raises SourceError if fetching it meets trouble."""
         self.waiting[piece] += 1
         self.awaited.set()
-        if self._company.crowd and self._membership.handle:
+        if self._swarm.crowd and self._membership.handle:
             self.review()
         try:
             while not self.here[piece]:
@@ -319,7 +319,7 @@ class Pieces:
                 self._arrivals.pop(piece, None)
 
     def _complaint(self, missing: list[int]) -> str:
-        peers = self._company.peers
+        peers = self._swarm.peers
         trouble = f"; last trouble: {self._trouble}" if self._trouble else ""
         which = f"piece {missing[0]}" if len(missing) == 1 else f"{len(missing)} pieces from {missing[0]} on"
         return f"{which} did not come within {self._options.timeout:g} s from {peers} peers{trouble}"

@@ -28,13 +28,13 @@ class ReadAhead:
 
     def __init__(self, torrent: Torrent, file: File) -> None:
         self._pieces = torrent.pieces
-        self._company = torrent.company
+        self._swarm = torrent.swarm
         self._file = file
         self._streams: deque[_Stream] = deque(maxlen=_STREAMS)  # the one read last at the end
         self._largest = _LARGEST_WINDOW
-        torrent.company.entered.append(self.in_crowd)
-        if torrent.room.limit:
-            self._largest = min(self._largest, torrent.room.limit * torrent.metainfo.piece_length // 2)
+        torrent.swarm.entered.append(self.in_crowd)
+        if torrent.eviction.limit:
+            self._largest = min(self._largest, torrent.eviction.limit * torrent.metainfo.piece_length // 2)
 
     def follow(self, offset: int, length: int, end: int) -> None:
         """A read of this range has come; `end` is the first piece after it."""
@@ -64,12 +64,12 @@ class ReadAhead:
 
     def close(self) -> None:
         """Want nothing any more."""
-        self._company.entered.remove(self.in_crowd)
+        self._swarm.entered.remove(self.in_crowd)
         while self._streams:
             self._pieces.release(self._streams.pop().claimed)
 
     def _first(self) -> int:
-        return _CROWD_WINDOW if self._company.crowd else _FIRST_WINDOW
+        return _CROWD_WINDOW if self._swarm.crowd else _FIRST_WINDOW
 
     def _stream(self, offset: int) -> _Stream | None:
         for stream in reversed(self._streams):

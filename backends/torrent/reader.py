@@ -36,7 +36,7 @@ class TorrentFile(Source):
         torrent = self._torrent
         pieces = torrent.pieces.of(self._file, offset, len(buffer))
         self._ahead.follow(offset, len(buffer), pieces.stop)
-        torrent.room.touch(pieces)
+        torrent.eviction.touch(pieces)
         missing = torrent.pieces.missing(pieces)
         self._hits += len(pieces) - missing
         self._misses += missing
@@ -56,9 +56,9 @@ class TorrentFile(Source):
         return {
             "hits_total": self._hits,
             "misses_total": self._misses,
-            "evictions_total": torrent.room.dropped,
+            "evictions_total": torrent.eviction.dropped,
             "resident_bytes": torrent.pieces.here_of(self._file),
-            "peers": torrent.company.peers,
+            "peers": torrent.swarm.peers,
         }
 
     def fetching(self) -> Fetching:

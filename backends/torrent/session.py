@@ -48,7 +48,7 @@ _FIXED: Mapping[str, Any] = {
     "peer_connect_timeout": 7,
     "optimistic_disk_retry": 5,
     "max_out_request_queue": 2000,
-    "request_queue_time": 10,  # seconds of requests under way at the present rate: all that `front` tells of
+    "request_queue_time": 10,  # seconds of requests under way at the present rate: all that `request_queue` tells of
     "whole_pieces_threshold": 0,  # pieces are shared among peers by the block
 }
 FINGERPRINT = b"-nB"  # the start of our peer ids, by which readers know each other

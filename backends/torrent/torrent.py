@@ -1,6 +1,6 @@
 """A torrent in a session, looked after: what libtorrent tells of it goes to the parts, and what must be done is done.
 
-The parts are its `membership` in the session, its `pieces`, the `room` they take, the `company` of its peers, the
+The parts are its `membership` in the session, its `pieces` and their `eviction`, the `swarm` of its peers, the
 `sharing` of pieces with them and the limits of `seeding`.
 
 Invariants: a piece with a claim is never dropped; the torrent is out of the session only inside `_drop`, which applies
@@ -17,17 +17,17 @@ import trio
 
 from nbdfs.backends.torrent.cache import Cache
 from nbdfs.backends.torrent.circle import Circle
-from nbdfs.backends.torrent.company import Company
+from nbdfs.backends.torrent.eviction import Eviction
 from nbdfs.backends.torrent.handover import Handover
 from nbdfs.backends.torrent.layout import Layout
 from nbdfs.backends.torrent.membership import Membership, rejoining
 from nbdfs.backends.torrent.metainfo import Metainfo
 from nbdfs.backends.torrent.names import component
 from nbdfs.backends.torrent.pieces import Pieces
-from nbdfs.backends.torrent.room import Room
 from nbdfs.backends.torrent.seeding import Seeding
 from nbdfs.backends.torrent.session import Session
 from nbdfs.backends.torrent.sharing import Sharing
+from nbdfs.backends.torrent.swarm import Swarm
 from nbdfs.errors import reason
 from nbdfs.source import Fetching
 
@@ -50,13 +50,13 @@ class Torrent:
     def __init__(self, session: Session, cache: Cache, metainfo: Metainfo, params: Any, options: Any) -> None:
         self.metainfo = metainfo
         self.cache = cache
-        self.room = Room(options.cache_size, metainfo.piece_length)
+        self.eviction = Eviction(options.cache_size, metainfo.piece_length)
         self._membership = Membership(session, cache, metainfo, options)
         self._circle = Circle(self._membership, params, options)
         sharing = Sharing(session.peer_id, metainfo.pieces, metainfo.piece_length)
-        self.company = Company(self._membership, self._circle, sharing, options)
-        self.company.settled = bool(params.url_seeds)  # libtorrent asks those only when something is wanted
-        self.pieces = Pieces(self._membership, self._circle, self.company, sharing, self.room, options)
+        self.swarm = Swarm(self._membership, self._circle, sharing, options)
+        self.swarm.settled = bool(params.url_seeds)  # libtorrent asks those only when something is wanted
+        self.pieces = Pieces(self._membership, self._circle, self.swarm, sharing, self.eviction, options)
         self._seeding = Seeding(session, self.pieces, options)
         self._layout = Layout(metainfo)
         self._handover = Handover(self._membership, self._circle, self.pieces, self._layout, params.ti)
@@ -71,7 +71,7 @@ class Torrent:
     def starving(self) -> bool:
         """Whether reads wait while nothing comes, as of the last second."""
         comes = sum(each.download_payload_rate for each in self._statuses())
-        return bool(self.pieces.waiting and self.company.status and not comes)
+        return bool(self.pieces.waiting and self.swarm.status and not comes)
 
     def fetching(self) -> Fetching:
         """The present state; rates and peers are those of the last second."""
@@ -79,7 +79,7 @@ class Torrent:
             component(self.metainfo.name),
             self.metainfo.pieces,
             self.pieces.present,
-            self.company.peers,
+            self.swarm.peers,
             sum(each.download_payload_rate for each in self._statuses()),
             sum(each.upload_payload_rate for each in self._statuses()),
             tuple(sorted(self.pieces.waiting)),
@@ -87,7 +87,7 @@ class Torrent:
 
     def _statuses(self) -> list[Any]:
         """libtorrent's last words on the torrent, and on the circle if there is one."""
-        return [status for status in (self.company.status, self._circle.status) if status]
+        return [status for status in (self.swarm.status, self._circle.status) if status]
 
     # -- life
 
@@ -119,8 +119,8 @@ class Torrent:
             nursery.start_soon(self._handover.run)
             nursery.start_soon(self._greet)
             nursery.start_soon(self._learn)
-            if self.room.limit:
-                nursery.start_soon(self.room.keep, self.pieces.claims, self._drop)
+            if self.eviction.limit:
+                nursery.start_soon(self.eviction.run, self.pieces.claims, self._drop)
 
     async def save(self) -> None:
         """Write resume data, if the cache is kept.  Gives up after some two seconds."""
@@ -146,12 +146,12 @@ class Torrent:
                 await self._drop([])  # only a fresh start frees blocks that could not be written
                 continue
             self._glance()
-            lonely = lonely + 1 if self.starving and not self.company.seeds else 0
-            nobody = not self.company.peers
-            if nobody and lonely and lonely % _TOO_LONELY == 0 and self.company.candidates:
+            lonely = lonely + 1 if self.starving and not self.swarm.seeds else 0
+            nobody = not self.swarm.peers
+            if nobody and lonely and lonely % _TOO_LONELY == 0 and self.swarm.candidates:
                 await self._drop([])  # libtorrent may keep from a peer that it lost over a second connection to it
             elif lonely:
-                self.company.look_for_peers(lonely)
+                self.swarm.look_for_peers(lonely)
             if ticks % _SAVE_EVERY == 0 and self._membership.unsaved:
                 await self.save()
 
@@ -160,7 +160,7 @@ class Torrent:
         while True:
             await self._came.wait()
             self._came = trio.Event()
-            while not self.company.settled:
+            while not self.swarm.settled:
                 start = trio.current_time()
                 self._glance()
                 await trio.sleep(max(_BLINK, _REST * (trio.current_time() - start)))
@@ -195,7 +195,7 @@ class Torrent:
         if not resume:
             return  # the next piece tries again
         pieces = [piece for piece in pieces if piece not in self.pieces.claims]
-        self.room.leave(pieces)
+        self.eviction.remove(pieces)
         self.pieces.forget(pieces)
         self._circle.abandon()  # first, as what it tells of a piece that is dropped would bring that back
         await self._membership.leave()
@@ -209,10 +209,10 @@ class Torrent:
         params = rejoining(resume, self._params.ti, self.pieces.here)
         self._membership.join(params, list(self.pieces.background))
         self._stopped = False
-        self.company.begin_anew()
+        self.swarm.begin_anew()
         self.pieces.renew()
-        self.company.choose_order()
-        self.company.reconnect()
+        self.swarm.choose_order()
+        self.swarm.reconnect()
 
     # -- what libtorrent tells
 
@@ -235,7 +235,7 @@ class Torrent:
         if not self.pieces.here[piece]:
             self.pieces.came(piece)
             self._membership.unsaved = True
-            self.room.take(piece)
+            self.eviction.add(piece)
         self._looked_at(piece)
 
     def _on_status(self, alert: Any) -> None:
@@ -245,12 +245,12 @@ class Torrent:
                 self._circle.status = status
             elif status.handle == self._membership.handle:
                 self._seeding.look(status, self._circle.status)
-                self.company.status = status
-                if not self.company.crowd:
+                self.swarm.status = status
+                if not self.swarm.crowd:
                     self.pieces.look()
 
     def _on_peer(self, alert: Any) -> None:
-        self.company.meet(alert)
+        self.swarm.meet(alert)
         self._came.set()
 
     def _on_trouble(self, alert: Any) -> None:

@@ -418,7 +418,7 @@ async def test_a_tracker_that_does_not_answer_keeps_nobody_from_leaving(tmp_path
 
 
 async def test_a_session_that_has_nothing_to_tell_is_not_looked_at() -> None:
-    swarm = Session({"alert_mask": 0, "listen_interfaces": "127.0.0.1:0", "enable_dht": False, "enable_lsd": False})
+    ours = Session({"alert_mask": 0, "listen_interfaces": "127.0.0.1:0", "enable_dht": False, "enable_lsd": False})
     looks = 0
 
     class Looks(trio.abc.Instrument):
@@ -428,37 +428,37 @@ async def test_a_session_that_has_nothing_to_tell_is_not_looked_at() -> None:
 
     async with trio.open_nursery() as nursery:
         trio.lowlevel.add_instrument(instrument := Looks())
-        nursery.start_soon(swarm.run)
+        nursery.start_soon(ours.run)
         await trio.sleep(0.5)
         trio.lowlevel.remove_instrument(instrument)
         nursery.cancel_scope.cancel()
-    await swarm.aclose()
+    await ours.aclose()
     assert 1 <= looks <= 3
 
 
 async def test_each_of_those_who_wait_for_the_same_alert_gets_the_one_that_fits() -> None:
-    swarm = Session({"alert_mask": 0, "listen_interfaces": "127.0.0.1:0", "enable_dht": False, "enable_lsd": False})
+    ours = Session({"alert_mask": 0, "listen_interfaces": "127.0.0.1:0", "enable_dht": False, "enable_lsd": False})
     told: list[int] = []
 
     async def wait(number: int) -> None:
         """Wait for the alert of that number from now on."""
         seen = itertools.count(1)
         stats = libtorrent.session_stats_alert
-        if await swarm.wait_for(stats, lambda: None, SECONDS, lambda alert: next(seen) == number):
+        if await ours.wait_for(stats, lambda: None, SECONDS, lambda alert: next(seen) == number):
             told.append(number)
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(swarm.run)
+        nursery.start_soon(ours.run)
         async with trio.open_nursery() as waiting:
             for number in 1, 2:
                 waiting.start_soon(wait, number)
                 await trio.testing.wait_all_tasks_blocked()
             for number in 1, 2:
-                swarm.session.post_session_stats()
+                ours.session.post_session_stats()
                 while len(waiting.child_tasks) > 2 - number:
                     await trio.sleep(0.01)
         nursery.cancel_scope.cancel()
-    await swarm.aclose()
+    await ours.aclose()
     assert told == [1, 2]
 
 

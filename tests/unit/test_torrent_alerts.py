@@ -18,7 +18,7 @@ def torrent(main: str | None, circle: str | None) -> Any:
     made._membership = SimpleNamespace(handle=main)
     made._circle = SimpleNamespace(handle=circle, status=None)
     made._seeding = SimpleNamespace(look=lambda *statuses: None)
-    made.company = SimpleNamespace(status=None, crowd=True)
+    made.swarm = SimpleNamespace(status=None, crowd=True)
     return made
 
 
@@ -29,12 +29,12 @@ def tell(made: Any, *handles: str) -> None:
 def test_each_of_the_two_torrents_has_a_status_of_its_own() -> None:
     made = torrent("main", "circle")
     tell(made, "circle", "main")
-    assert (made.company.status.handle, made._circle.status.handle) == ("main", "circle")
+    assert (made.swarm.status.handle, made._circle.status.handle) == ("main", "circle")
 
 
 @pytest.mark.parametrize("main", ["main", None])
 def test_a_status_of_a_torrent_that_has_left_is_nobodys(main: str | None) -> None:
     made = torrent(main, None)
     tell(made, "left")
-    assert made.company.status is None
+    assert made.swarm.status is None
     assert made._circle.status is None

@@ -12,10 +12,10 @@ from trio.testing import MockClock
 
 pytest.importorskip("libtorrent", reason="the torrent extra is not installed")
 
-from nbdfs.backends.torrent.company import Company
+from nbdfs.backends.torrent.eviction import Eviction
 from nbdfs.backends.torrent.pieces import Pieces
-from nbdfs.backends.torrent.room import Room
 from nbdfs.backends.torrent.sharing import Sharing
+from nbdfs.backends.torrent.swarm import Swarm
 
 PIECES, LENGTH = 20, 16 << 10
 READER = b"-nB0100-000000000000"
@@ -46,8 +46,8 @@ class Place(SimpleNamespace):
         )
         circle: Any = SimpleNamespace(handle=None)
         sharing = Sharing(READER, PIECES, LENGTH)
-        company = Company(self.membership, circle, sharing, options)
-        self.pieces = Pieces(self.membership, circle, company, sharing, Room(0, LENGTH), options)
+        swarm = Swarm(self.membership, circle, sharing, options)
+        self.pieces = Pieces(self.membership, circle, swarm, sharing, Eviction(0, LENGTH), options)
 
 
 class AtTheLastMoment(trio.abc.Instrument):

@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
-from nbdfs.backends.torrent.company import Company
 from nbdfs.backends.torrent.session import FINGERPRINT, peer_id
 from nbdfs.backends.torrent.sharing import Sharing, Way, begun
+from nbdfs.backends.torrent.swarm import Swarm
 
 PIECES, LENGTH = 100, 256 << 10
 NOTHING = bytes(PIECES)
@@ -177,9 +177,9 @@ async def test_joining_anew_is_no_proof_that_there_was_a_seed(
         old = peer_id()
     view = Sharing(young, PIECES, LENGTH)
     nothing: Any = SimpleNamespace()
-    company = Company(nothing, nothing, view, nothing)
+    swarm = Swarm(nothing, nothing, view, nothing)
     await trio.sleep(100)
-    company.begin_anew()
+    swarm.begin_anew()
     see(view, {old: NOTHING}, wanted=[3], seeds=False, now=trio.current_time())
     assert not view.alone
 

@@ -1,4 +1,4 @@
-"""The room that pieces take in the cache: which is unused for longest, and when some must go.
+"""Which pieces go when the cache is full: those unused for longest.
 
 Invariants: pieces that are here are in `_used` if there is a limit; a piece with a claim is never given up.
 """
@@ -14,8 +14,8 @@ _FEWEST_PIECES = 8  # that a cache must hold: reads in flight and a little ahead
 _KEEP = 0.75  # share of the cache that is left when it overflowed
 
 
-class Room:
-    """Room for `limit` pieces; 0 for no limit."""
+class Eviction:
+    """The pieces that are here, of which a cache has room for `limit`; 0 for no limit."""
 
     def __init__(self, cache_size: int, piece_length: int) -> None:
         self.limit = max(cache_size // piece_length, _FEWEST_PIECES) if cache_size else 0
@@ -23,7 +23,7 @@ class Room:
         self._used: OrderedDict[int, None] = OrderedDict()  # pieces here, the one unused for longest first
         self._full = trio.Event()
 
-    def take(self, piece: int) -> None:
+    def add(self, piece: int) -> None:
         """A piece has come."""
         if self.limit:
             self._used[piece] = None
@@ -37,11 +37,11 @@ class Room:
                     self._used.move_to_end(piece)
 
     def check(self) -> None:
-        """Have `keep` look whether something must go."""
+        """Have `run` look whether something must go."""
         if self.limit and len(self._used) > self.limit:
             self._full.set()
 
-    async def keep(self, claimed: Container[int], drop: Callable[[list[int]], Awaitable[None]]) -> None:
+    async def run(self, claimed: Container[int], drop: Callable[[list[int]], Awaitable[None]]) -> None:
         """Have pieces that are not claimed dropped whenever there is no room, until cancelled."""
         while True:
             await self._full.wait()
@@ -53,7 +53,7 @@ class Room:
             if excess := idle[: len(self._used) - keep]:
                 await drop(excess)
 
-    def leave(self, pieces: Iterable[int]) -> None:
+    def remove(self, pieces: Iterable[int]) -> None:
         """These pieces are dropped."""
         for piece in pieces:
             self.dropped += 1

@@ -29,7 +29,7 @@ _START = 1.0  # seconds until they are asked at the latest
 _NOT_YET = libtorrent.peer_info.handshake | libtorrent.peer_info.connecting
 
 
-class Company:
+class Swarm:
     """The peers of a torrent, as of libtorrent's last word."""
 
     def __init__(self, membership: Membership, circle: Circle, sharing: Sharing, options: Any) -> None:

@@ -5,24 +5,24 @@ from __future__ import annotations
 import trio
 import trio.testing
 
-from nbdfs.backends.torrent.room import Room
+from nbdfs.backends.torrent.eviction import Eviction
 
 
 async def dropped(used: list[int], claimed: set[int]) -> list[int]:
-    """What has to go when a room for ten pieces gets twelve, of which some were used since."""
-    room = Room(cache_size=10, piece_length=1)
+    """What has to go when a cache of ten pieces gets twelve, of which some were used since."""
+    eviction = Eviction(cache_size=10, piece_length=1)
     gone: list[int] = []
 
     async def drop(pieces: list[int]) -> None:
         gone.extend(pieces)
-        room.leave(pieces)
+        eviction.remove(pieces)
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(room.keep, claimed, drop)
+        nursery.start_soon(eviction.run, claimed, drop)
         for piece in range(12):
-            room.take(piece)
+            eviction.add(piece)
         for piece in used:
-            room.touch(range(piece, piece + 1))
+            eviction.touch(range(piece, piece + 1))
         await trio.testing.wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
     return gone
@@ -39,18 +39,18 @@ async def test_what_somebody_reads_stays() -> None:
 
 
 async def test_what_comes_while_others_are_dropped_drops_no_more_than_it_must() -> None:
-    room = Room(cache_size=10, piece_length=1)
+    eviction = Eviction(cache_size=10, piece_length=1)
     gone: list[list[int]] = []
 
     async def drop(pieces: list[int]) -> None:
         gone.append(pieces)
-        room.take(20)
-        room.leave(pieces)
+        eviction.add(20)
+        eviction.remove(pieces)
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(room.keep, (), drop)
+        nursery.start_soon(eviction.run, (), drop)
         for piece in range(11):
-            room.take(piece)
+            eviction.add(piece)
         await trio.testing.wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
     assert gone == [[0, 1, 2, 3]]

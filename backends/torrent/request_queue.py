@@ -22,7 +22,7 @@ _PERIOD = 1.0  # seconds over which the pace is taken, and for which enough is a
 _SHORTEST = 0.25  # seconds that pieces are taken to have come in at least, as they come in bursts
 
 
-class Front:
+class RequestQueue:
     """A queue of pieces, and how many of them are asked for at a time."""
 
     def __init__(self, fewest: int, pieces: int) -> None:
