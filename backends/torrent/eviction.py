@@ -19,6 +19,7 @@ class Eviction:
 
     def __init__(self, cache_size: int, piece_length: int) -> None:
         self.limit = max(cache_size // piece_length, _FEWEST_PIECES) if cache_size else 0
+        self.tight: list[Callable[[], None]] = []  # called when some must go, before they are chosen
         self.dropped = 0  # pieces that had to make room
         self._used: OrderedDict[int, None] = OrderedDict()  # pieces here, the one unused for longest first
         self._full = trio.Event()
@@ -48,6 +49,8 @@ class Eviction:
             self._full = trio.Event()
             if len(self._used) <= self.limit:  # pieces that came while others were dropped have found room
                 continue
+            for listener in self.tight:
+                listener()
             keep = int(self.limit * _KEEP)
             idle = [piece for piece in self._used if piece not in claimed]
             if excess := idle[: len(self._used) - keep]:

@@ -1,7 +1,7 @@
 """The read-ahead of a file of a torrent: windows of pieces that go before its sequential readers.
 
 Invariant: a stream releases each of its claims once: when it advances and the piece is here or lies behind the reader,
-or when it ends.
+when the piece is here and the cache is full, or when the stream ends.
 """
 
 from __future__ import annotations
@@ -29,12 +29,14 @@ class ReadAhead:
     def __init__(self, torrent: Torrent, file: File) -> None:
         self._pieces = torrent.pieces
         self._swarm = torrent.swarm
+        self._eviction = torrent.eviction
         self._file = file
         self._streams: deque[_Stream] = deque(maxlen=_STREAMS)  # the one read last at the end
         self._largest = _LARGEST_WINDOW
-        torrent.swarm.entered.append(self.in_crowd)
-        if torrent.eviction.limit:
-            self._largest = min(self._largest, torrent.eviction.limit * torrent.metainfo.piece_length // 2)
+        self._swarm.entered.append(self.in_crowd)
+        self._eviction.tight.append(self.let_go)
+        if self._eviction.limit:
+            self._largest = min(self._largest, self._eviction.limit * torrent.metainfo.piece_length // 2)
 
     def follow(self, offset: int, length: int, end: int) -> None:
         """A read of this range has come; `end` is the first piece after it."""
@@ -62,9 +64,17 @@ class ReadAhead:
                 stream.window = max(stream.window, min(_CROWD_WINDOW, self._largest))
                 self._advance(stream, self._pieces.of(self._file, stream.next - 1, 1).stop)
 
+    def let_go(self) -> None:
+        """The cache is full: pieces that have come are kept for a reader no longer, who may have stopped."""
+        for stream in self._streams:
+            here = [piece for piece in stream.claimed if self._pieces.here[piece]]
+            stream.claimed = [piece for piece in stream.claimed if not self._pieces.here[piece]]
+            self._pieces.release(here)
+
     def close(self) -> None:
         """Want nothing any more."""
         self._swarm.entered.remove(self.in_crowd)
+        self._eviction.tight.remove(self.let_go)
         while self._streams:
             self._pieces.release(self._streams.pop().claimed)
 

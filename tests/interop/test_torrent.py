@@ -317,6 +317,19 @@ async def test_a_small_cache_drops_what_is_unused_and_reads_stay_right(tmp_path:
             assert os.stat(data).st_blocks * 512 <= 2 * room
 
 
+async def test_readers_that_pause_leave_a_small_cache_small(tmp_path: Path, tracker: Tracker) -> None:
+    write_files(tmp_path, {"disk.img": noise(8 * 200 * PIECE)})
+    torrent = make_torrent(tmp_path, "disk.img", tracker=tracker.url)
+    room = 32 * PIECE
+    with seeding(torrent, tmp_path), trio.fail_after(SECONDS):
+        async with open_stack(f"torrent,{ALONE},cache-size={room}:{torrent}") as source:
+            for reader in range(8):  # each far from the others, with pieces ahead of it when it stops
+                for piece in range(3):
+                    await read(source, (200 * reader + piece) * PIECE, PIECE)
+            while await resident(source) > room:
+                await trio.sleep(0.05)
+
+
 async def test_a_file_system_that_gives_no_space_back_spoils_no_reads(
     tmp_path: Path, tracker: Tracker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
