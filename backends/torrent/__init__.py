@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
-from nbdfs.errors import UsageError, UserError
+from nbdfs.errors import UsageError
 from nbdfs.records import Record
 from nbdfs.registry import (
     BOOLEAN,
@@ -31,15 +31,13 @@ from nbdfs.registry import (
     option,
 )
 from nbdfs.secret import Secret
-from nbdfs.source import Source
+from nbdfs.source import MAX_SIZE, Source
 from nbdfs.units import parse_size
-
-EVERYTHING = -1
 
 
 def _parse_prefetch(text: str) -> int:
     if text in ("all", "none"):
-        return EVERYTHING if text == "all" else 0
+        return MAX_SIZE if text == "all" else 0
     return parse_size(text)
 
 
@@ -80,10 +78,9 @@ class Options(Record):
 @asynccontextmanager
 async def _open_tree(argument: str, options: Options, context: OpenContext) -> AsyncIterator[Mapping[str, Source]]:
     from nbdfs.backends.torrent.names import tree
-    from nbdfs.backends.torrent.opening import joined
+    from nbdfs.backends.torrent.opening import joined, prefetch
     from nbdfs.backends.torrent.reader import TorrentFile
 
-    _check(options)
     if options.file:
         raise UsageError("torrent: file= chooses one file, a directory shows all")
     async with joined(argument, options) as torrent, AsyncExitStack() as stack:
@@ -91,34 +88,21 @@ async def _open_tree(argument: str, options: Options, context: OpenContext) -> A
         sources = {path: TorrentFile(torrent, file, path) for path, file in files.items()}
         for source in sources.values():
             await stack.enter_async_context(source)
-        for file in files.values():
-            _prefetch(torrent, file, options.prefetch)
+        prefetch(torrent, files.values(), options.prefetch)
         yield sources
 
 
 @asynccontextmanager
 async def _open(argument: str, options: Options, context: OpenContext) -> AsyncIterator[Source]:
     from nbdfs.backends.torrent.names import choose, component, tree
-    from nbdfs.backends.torrent.opening import joined
+    from nbdfs.backends.torrent.opening import joined, prefetch
     from nbdfs.backends.torrent.reader import TorrentFile
 
-    _check(options)
     async with joined(argument, options) as torrent:
         path, file = choose(tree(torrent.metainfo), options.file, component(torrent.metainfo.name))
         async with TorrentFile(torrent, file, path) as source:
-            _prefetch(torrent, file, options.prefetch)
+            prefetch(torrent, [file], options.prefetch)
             yield source
-
-
-def _check(options: Options) -> None:
-    if options.cache_size and options.prefetch and not 0 < options.prefetch <= options.cache_size:
-        raise UserError("torrent: prefetch= wants more than cache-size= holds")
-
-
-def _prefetch(torrent: Any, file: Any, amount: int) -> None:
-    length = file.length if amount == EVERYTHING else min(amount, file.length)
-    if length:
-        torrent.pieces.prefetch(torrent.pieces.of(file, 0, length))
 
 
 def _describe(argument: str, options: Options) -> Mapping[str, Any]:

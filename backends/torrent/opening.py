@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -14,7 +14,7 @@ from nbdfs.backends.torrent.bencode import BencodeError
 from nbdfs.backends.torrent.cache import Cache
 from nbdfs.backends.torrent.loading import load
 from nbdfs.backends.torrent.membership import resumed
-from nbdfs.backends.torrent.metainfo import Metainfo, MetainfoError
+from nbdfs.backends.torrent.metainfo import File, Metainfo, MetainfoError
 from nbdfs.backends.torrent.session import Session, settings
 from nbdfs.backends.torrent.torrent import Torrent
 from nbdfs.errors import UserError
@@ -54,6 +54,16 @@ async def joined(argument: str, options: Any) -> AsyncIterator[Torrent]:
                 await session.aclose()
     finally:
         cache.close()
+
+
+def prefetch(torrent: Torrent, files: Iterable[File], amount: int) -> None:
+    """Fetch so much from the start of each file.  Raises UserError if that is more than the cache holds."""
+    lengths = [(file, min(amount, file.length)) for file in files]
+    wanted = {piece for file, length in lengths if length for piece in torrent.pieces.of(file, 0, length)}
+    if 0 < torrent.eviction.limit < len(wanted):
+        raise UserError("torrent: prefetch= wants more than cache-size= holds")
+    if wanted:
+        torrent.pieces.prefetch(sorted(wanted))
 
 
 def _parameters(argument: str) -> tuple[Metainfo | None, Any]:

@@ -143,7 +143,7 @@ class Pieces:
         self._ask()
         self._eviction.check()
 
-    def prefetch(self, pieces: range) -> None:
+    def prefetch(self, pieces: Iterable[int]) -> None:
         """Fetch pieces when there is nothing more urgent."""
         handle = self._membership.handle
         for piece in pieces:

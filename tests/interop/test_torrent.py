@@ -71,6 +71,24 @@ async def test_all_files_of_a_torrent_as_a_tree(tmp_path: Path, tracker: Tracker
                 assert await read(source, 0, source.info.size) == FILES[f"many/{path}"], path
 
 
+async def test_files_that_are_prefetched_must_find_room_together(tmp_path: Path) -> None:
+    write_files(tmp_path, FILES)
+    torrent = make_torrent(tmp_path, "many")
+    words = {
+        "listen": "127.0.0.1",
+        "dht": "no",
+        "lsd": "no",
+        "prefetch": str(20 * PIECE),
+        "cache-size": str(20 * PIECE),
+    }
+    driver = find("torrent")
+    with pytest.raises(UserError, match="more than cache-size= holds"):
+        async with driver.open_tree(  # type: ignore
+            str(torrent), driver.parse_options(list(words.items())), OpenContext(True, open_stack)
+        ):
+            pass
+
+
 @pytest.mark.parametrize("version", VERSIONS)
 async def test_magnet_links_get_their_metadata_from_peers(tmp_path: Path, version: str) -> None:
     write_files(tmp_path, FILES)
@@ -118,7 +136,9 @@ async def test_a_sequential_reader_finds_the_pieces_ahead(tmp_path: Path, tracke
                     await trio.sleep(0.02)
 
 
-@pytest.mark.parametrize(("wanted", "fetched"), [("all", SIZE), (f"{4 * PIECE}", 4 * PIECE)])
+@pytest.mark.parametrize(
+    ("wanted", "fetched"), [("all", SIZE), (f"{4 * PIECE}", 4 * PIECE), ("all,cache-size=1M", SIZE)]
+)
 async def test_prefetch(tmp_path: Path, tracker: Tracker, wanted: str, fetched: int) -> None:
     write_files(tmp_path, {"disk.img": noise(SIZE)})
     torrent = make_torrent(tmp_path, "disk.img", tracker=tracker.url)

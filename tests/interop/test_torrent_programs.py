@@ -330,7 +330,7 @@ def test_bad_torrents_are_refused_in_one_line(tmp_path: Path) -> None:
 
 
 def test_options_that_make_no_sense_are_refused_in_one_line(tmp_path: Path) -> None:
-    write_files(tmp_path, {"disk.img": noise(PIECE), "in-the-way": b""})
+    write_files(tmp_path, {"disk.img": noise(SIZE), "in-the-way": b""})
     torrent = make_torrent(tmp_path, "disk.img")
 
     def refusal(options: str) -> str:
@@ -339,7 +339,7 @@ def test_options_that_make_no_sense_are_refused_in_one_line(tmp_path: Path) -> N
     assert "is no proxy" in refusal("proxy=ftp://host:1")
     assert "is no proxy" in refusal("proxy=socks5://host:99999")
     assert f"no cache in {tmp_path}/in-the-way: " in refusal(f"cache={tmp_path}/in-the-way")
-    assert "more than cache-size= holds" in refusal("prefetch=all,cache-size=1M")
+    assert "more than cache-size= holds" in refusal(f"prefetch=all,cache-size={20 * PIECE}")
     assert "has no file 'x'" in refusal("file=x")
 
 
