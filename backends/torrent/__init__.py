@@ -2,8 +2,8 @@
 
 Only the record is here.  The parts: `bencode`, `metainfo`, `magnet` and `names` read what a torrent says of itself,
 `opening` joins its swarm, `session` is libtorrent on trio, `torrent` is what is looked after in it (its `membership`,
-`pieces`, `request_queue`, `eviction`, `swarm`, `sharing`, `circle`, `handover` and `seeding`), `cache` and `layout`
-know where pieces lie, and `reader` is a file as a source, with its `readahead`.
+`pieces`, `request_queue`, `eviction`, `swarm`, `sharing`, `patience`, `circle`, `handover` and `seeding`), `cache` and
+`layout` know where pieces lie, and `reader` is a file as a source, with its `readahead`.
 """
 
 from __future__ import annotations

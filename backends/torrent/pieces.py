@@ -14,9 +14,8 @@ from __future__ import annotations
 
 import errno
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import trio
@@ -25,6 +24,7 @@ from nbdfs.backends.torrent.circle import Circle
 from nbdfs.backends.torrent.eviction import Eviction
 from nbdfs.backends.torrent.membership import Membership
 from nbdfs.backends.torrent.metainfo import File
+from nbdfs.backends.torrent.patience import Patience
 from nbdfs.backends.torrent.request_queue import RequestQueue
 from nbdfs.backends.torrent.sharing import Sharing, Way
 from nbdfs.backends.torrent.swarm import Swarm
@@ -45,15 +45,6 @@ class _Arrival:
     def __init__(self) -> None:
         self.settled = trio.Event()
         self.trouble = ""
-
-
-@dataclass
-class _Wait:
-    """For a piece of another reader: from when on, how many pieces the readers had then, since when it might come."""
-
-    since: float
-    had: Mapping[bytes, int]
-    hopeful: float
 
 
 class Pieces:
@@ -79,8 +70,7 @@ class Pieces:
         self._queue = RequestQueue(_SOON // metainfo.piece_length, metainfo.pieces)
         self._trouble = ""  # the disk's or libtorrent's last error
         self._told: dict[int, Way] = {}
-        self._waits: dict[int, _Wait] = {}  # for pieces of other readers
-        self._insisted: set[int] = set()  # pieces that were waited for in vain
+        self._patience = Patience(sharing, options.timeout / 2)
 
     # -- which are here
 
@@ -124,7 +114,7 @@ class Pieces:
         for index, piece in enumerate(pieces):
             self.claims[piece] += 1
             if not self.here[piece] and (after == 0 or self._told.get(piece) not in _OF_SEEDS):
-                self._tell(piece, self._way(piece), after + index * _STEP)
+                self._tell(piece, self._patience.way(piece), after + index * _STEP)
         self._ask()
 
     def release(self, pieces: Iterable[int]) -> None:
@@ -133,7 +123,7 @@ class Pieces:
             self.claims[piece] -= 1
             if not self.claims[piece]:
                 del self.claims[piece]
-                self._insisted.discard(piece)
+                self._patience.forget(piece)
                 self._queue.drop(piece)
                 if not self.here[piece] and (handle := self._membership.handle):
                     if self._told.pop(piece, None) is Way.CIRCLE:
@@ -175,8 +165,8 @@ class Pieces:
         """Tell libtorrent what changed in how pieces are to be had."""
         handle = self._membership.handle
         wanted = self._missing()
-        self._lose_patience(wanted)
-        ways = {piece: self._way(piece) for piece in wanted}
+        self._patience.look([piece for piece in self.waiting if not self.here[piece]], wanted)
+        ways = {piece: self._patience.way(piece) for piece in wanted}
         if any(self._told.get(piece) in _OF_SEEDS and way not in _OF_SEEDS for piece, way in ways.items()):
             handle.clear_piece_deadlines()  # when the first is set anew, libtorrent takes back all other requests
             self._told = {piece: way for piece, way in self._told.items() if way is Way.CIRCLE}
@@ -195,9 +185,6 @@ class Pieces:
     def _missing(self) -> list[int]:
         """The pieces that are wanted and not here, in order."""
         return sorted(piece for piece in self.claims if not self.here[piece])
-
-    def _way(self, piece: int) -> Way:
-        return Way.OURS if piece in self._insisted else self._sharing.way(piece)
 
     def _tell(self, piece: int, way: Way, after: int) -> None:
         handle = self._membership.handle
@@ -232,7 +219,7 @@ class Pieces:
             for due, piece in self._queue.take():
                 if self._told.get(piece) is Way.LATER:
                     del self._told[piece]  # it may be another's by now, which the next review finds
-                    if self._way(piece) is Way.OURS:
+                    if self._patience.way(piece) is Way.OURS:
                         self._told[piece] = Way.OURS
                         self._ask_now(piece, max(int(1000 * (due - trio.current_time())), _AHEAD))
 
@@ -248,24 +235,6 @@ class Pieces:
         if handle := self._circle.handle:
             handle.reset_piece_deadline(piece)
             handle.piece_priority(piece, 0)
-
-    def _lose_patience(self, wanted: list[int]) -> None:
-        """Insist on pieces of other readers that a read waited for too long."""
-        now, longest = trio.current_time(), self._options.timeout / 2
-        ways = {piece: self._way(piece) for piece in self.waiting if not self.here[piece]}
-        theirs = [piece for piece, way in ways.items() if way in (Way.THEIRS, Way.CIRCLE)]
-        self._waits = {piece: self._waits.get(piece) or _Wait(now, self._sharing.counts(), now) for piece in theirs}
-        for piece, wait in self._waits.items():
-            if ways[piece] is Way.THEIRS and not self._sharing.may_come(piece):
-                wait.hopeful = now
-            flows = ways[piece] is Way.CIRCLE and self._sharing.flows
-            patience = longest if flows else self._sharing.patience(piece, wanted)
-            if now - wait.hopeful > patience or now - wait.since > longest:
-                self._insisted.add(piece)
-                if ways[piece] is Way.THEIRS:
-                    self._sharing.in_vain(piece, wait.had)
-                else:
-                    self._sharing.too_slow(piece, now)
 
     # -- who waits
 
@@ -283,7 +252,7 @@ class Pieces:
         """libtorrent has the piece, and its hash is right."""
         self.here[piece] = 1
         self._told.pop(piece, None)
-        self._insisted.discard(piece)
+        self._patience.forget(piece)
         self._queue.came(piece)
         self._ask()
         arrival = self._arrivals.pop(piece, None)
