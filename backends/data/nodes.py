@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal as OneOf
 from typing import NamedTuple
 
-from nbdfs.errors import UserError
+from nbdfs.errors import UserError, printable
 from nbdfs.records import Record
 
 _SHOWN = 76  # columns of the line that an error shows
@@ -37,11 +37,19 @@ class DataError(UserError):
         line = text.text[start:].partition("\n")[0].expandtabs(1)
         column = offset - start
         first = max(0, min(column - _SHOWN // 2, len(line) - _SHOWN))
-        shown = line[first : first + _SHOWN]
+        before, after = printable(line[first:column]), printable(line[column : first + _SHOWN])
         number = text.text.count("\n", 0, offset) + 1
         super().__init__(
-            f"{text.name}, line {number}, column {column + 1}: {message}\n  {shown}\n  {' ' * (column - first)}^"
+            f"{text.name}, line {number}, column {column + 1}: {message}\n  {before}{after}\n  {' ' * _width(before)}^"
         )
+
+
+def _width(text: str) -> int:
+    """Columns that a terminal takes for it."""
+    import unicodedata  # for who has made a mistake
+
+    wide = sum(unicodedata.east_asian_width(letter) in "WF" for letter in text)
+    return len(text) + wide - sum(unicodedata.combining(letter) > 0 for letter in text)
 
 
 class Variable(Record):

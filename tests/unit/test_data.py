@@ -16,7 +16,7 @@ from nbdfs.backends.data.content import Content
 from nbdfs.backends.data.evaluate import Evaluator, parse_variables
 from nbdfs.backends.data.nodes import DataError, Text
 from nbdfs.backends.data.tree import tree
-from nbdfs.errors import UsageError, UserError
+from nbdfs.errors import UsageError, UserError, printable
 
 
 async def content(string: str, timeout: float = 20, **variables: str) -> Content:
@@ -211,6 +211,18 @@ async def test_an_error_shows_its_line() -> None:
     _, line, caret = str(caught.value).split("\n")
     assert line[caret.index("^")] == "x"
     assert len(line) < 80
+
+
+@pytest.mark.parametrize(
+    ("before", "columns"), [('"\u65e5\u672c" ', 7), ('"e\u0301" ', 4), ('"\x1b[1m" ', 10), ("1\t\r ", 5)]
+)
+async def test_the_caret_stands_where_the_line_is_shown(before: str, columns: int) -> None:
+    """Wide letters take two columns, combining ones none, and what cannot be printed is written out."""
+    with pytest.raises(DataError) as caught:
+        await value(f"{before}x")
+    _, line, caret = printable(str(caught.value), keep="\n").split("\n")
+    assert line.endswith("x")
+    assert caret == " " * (2 + columns) + "^"
 
 
 async def test_depth_has_an_end() -> None:
