@@ -7,10 +7,11 @@ from collections.abc import Callable
 from nbdfs.checked import Checked
 from nbdfs.ranges import pieces
 from nbdfs.source import ZERO, read
+from nbdfs.stride import Stride
 
 _ROW = 16  # bytes
 _CHUNK = 256 << 10  # bytes read at once
-_WINDOW = 1 << 30  # bytes whose extents are asked for at once
+_WINDOW = 1 << 30  # bytes whose extents are asked for at once, at first
 _ZERO_ROW = bytes(_ROW)
 
 _GREEN, _GREY, _BLUE, _RED, _PURPLE, _RESET = "\033[32m", "\033[90m", "\033[1;34m", "\033[1;31m", "\033[35m", "\033[0m"
@@ -96,9 +97,12 @@ async def dump(source: Checked, offset: int, length: int, dumper: Dumper) -> Non
     """Dump a range that lies inside the source.  What the source says is zero is not read."""
     end = offset + length
     rest = b""  # bytes of a row that an extent's edge cuts
-    at = offset
+    at, stride = offset, Stride(_WINDOW)
     while at < end:
-        for extent in await source.extents(at, min(_WINDOW, end - at)):
+        length = min(stride.length, end - at)
+        found = await source.extents(at, length)
+        stride.heard(found, at + length)
+        for extent in found:
             stop = extent.offset + extent.length
             if extent.flags & ZERO:
                 rest = _dump_zero(dumper, at - len(rest), rest, stop - at)

@@ -11,13 +11,12 @@ from typing import NamedTuple, Protocol
 from nbdfs.errors import reason
 from nbdfs.ranges import RangeSet, align_down, align_up, pieces
 from nbdfs.source import HOLE, ZERO, Caps, Extent, SourceInfo
+from nbdfs.stride import Stride
 
 log = logging.getLogger(__name__)
 
 ZERO_STEP = 128 << 20  # bytes; the longest range zeroed by one request
 _WINDOW = 1 << 30  # bytes whose extents are asked for at once, at first
-_LARGEST_WINDOW = 1 << 50
-_FEW = 256  # extents: a reply that short lets the window grow
 _GAP = 64 << 10  # bytes; a hole shorter than that is read with the data around it, which takes one request less
 
 
@@ -81,7 +80,7 @@ class Planner:
         self._blank = blank
         self._allocated = allocated
         self._at = 0  # what lies before was planned
-        self._window = _WINDOW
+        self._stride = Stride(_WINDOW)
 
     async def window(self) -> list[Piece]:
         """The pieces of the next window, none at the end.  One caller at a time."""
@@ -105,18 +104,15 @@ class Planner:
         """Extents from `start` to some aligned offset, or the end."""
         if not self._extents:
             return [Extent(start, min(_WINDOW, self._size - start), 0)]
-        length = min(self._window, self._size - start)
+        length = min(self._stride.length, self._size - start)
         try:
             found = await self._source.extents(start, length)
         except OSError as error:
             log.warning("the extents of the source cannot be read, all of it is taken as data: %s", reason(error))
             self._extents = False
             return await self._source_extents(start)
+        self._stride.heard(found, start + length)
         end = found[-1].offset + found[-1].length
-        if len(found) > _FEW:
-            self._window = max(self._window // 2, _WINDOW)
-        elif end == start + length:
-            self._window = min(self._window * 2, _LARGEST_WINDOW)
         cut = align_down(end, self._align)
         if end < self._size and start < cut < end:  # end on an aligned offset, so that the next window begins on one
             found = [*found[:-1], found[-1]._replace(length=cut - found[-1].offset)]

@@ -9,8 +9,9 @@ from typing import NamedTuple
 from nbdfs.checked import Checked
 from nbdfs.errors import UserError
 from nbdfs.source import ALLOCATION, RESIDENT, ZERO, Extent
+from nbdfs.stride import Stride
 
-_WINDOW = 1 << 40  # bytes whose extents are asked for at once; a source answers for less where there are many
+_WINDOW = 1 << 40  # bytes whose extents are asked for at once, at first; a source answers for less where there are many
 
 _NAMES: Mapping[str, Mapping[int, str]] = {
     ALLOCATION: {0: "data", 1: "hole", 2: "zero", 3: "hole,zero"},
@@ -66,6 +67,7 @@ class _Walk:
         self._context = context
         self._at = offset  # what lies before was fetched
         self._end = offset + length
+        self._stride = Stride(_WINDOW)
         self._fetched: deque[Extent] = deque()
         self._current = Extent(offset, 0, 0)
 
@@ -84,9 +86,11 @@ class _Walk:
 
     async def _peek(self) -> Extent | None:
         if not self._fetched and self._at < self._end:
-            length = min(_WINDOW, self._end - self._at)
-            self._fetched.extend(await self._source.extents(self._at, length, context=self._context))
-            self._at = self._fetched[-1].offset + self._fetched[-1].length
+            length = min(self._stride.length, self._end - self._at)
+            found = await self._source.extents(self._at, length, context=self._context)
+            self._stride.heard(found, self._at + length)
+            self._fetched.extend(found)
+            self._at = found[-1].offset + found[-1].length
         return self._fetched[0] if self._fetched else None
 
     async def _next(self) -> Extent:

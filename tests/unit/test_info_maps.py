@@ -11,10 +11,12 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nbdfs.backends.null import Null
 from nbdfs.checked import Checked
+from nbdfs.dump import Dumper, dump
 from nbdfs.errors import UserError
 from nbdfs.info import chart, maps
-from nbdfs.source import ALLOCATION, RESIDENT, Caps, Extent, Source, SourceInfo
+from nbdfs.source import ALLOCATION, HOLE, RESIDENT, ZERO, Caps, Extent, Source, SourceInfo
 
 DIRTY = "qemu:dirty-bitmap:b0"
 
@@ -55,6 +57,27 @@ def test_rows_cover_the_range_and_join_what_is_equal(data: bytes, at_once: int, 
     assert b"".join(bytes(row.flags) * row.length for row in rows) == data[offset:]
     assert [row.offset for row in rows] == [offset, *(row.offset + row.length for row in rows[:-1])]
     assert all(left.flags != right.flags for left, right in pairwise(rows))
+
+
+class Vast(Null):
+    """Counts how often it is asked for extents."""
+
+    asked = 0
+
+    async def extents(self, offset: int, length: int, *, context: str = ALLOCATION, one: bool = False) -> list[Extent]:
+        self.asked += 1
+        return await super().extents(offset, length, context=context, one=one)
+
+
+async def test_an_exabyte_of_hole_takes_few_requests() -> None:
+    source = Vast(7 << 60)
+    assert await maps.totals(Checked(source), ALLOCATION, 0, 7 << 60) == {HOLE | ZERO: 7 << 60}
+    assert source.asked < 10_000
+    source.asked = 0
+    lines: list[str] = []
+    await dump(Checked(source), 0, 7 << 60, Dumper(lines.append))
+    assert len(lines) == 3
+    assert source.asked < 10_000
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 1)), min_size=1, max_size=60), st.integers(1, 7))
