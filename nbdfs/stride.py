@@ -11,7 +11,7 @@ _FEW = 256  # extents in an answer that is short
 
 
 class Stride:
-    """`length` bytes, `least` at first: more while answers are short, so that few are needed for a huge sparse device."""
+    """`length` bytes, `least` at first: more while answers are short, so that a huge sparse device takes few."""
 
     def __init__(self, least: int) -> None:
         self.length = self._least = least
