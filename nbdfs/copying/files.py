@@ -91,8 +91,12 @@ def same_file(backing: Backing, path: str) -> bool:
         return False
 
 
-def is_read(path: str) -> bool:
-    """Whether this process has the file or block device open for reading, by whatever name and under whatever layer."""
+def is_read(path: str, stream: int | None = None) -> bool:
+    """Whether the file or block device is being read here, by whatever name and under whatever layer.
+
+    By this process, that is, or by way of the descriptor `stream`; others that it has inherited do not count, such as
+    one that somebody holds a lock by.
+    """
     try:
         facts = os.stat(path)
     except OSError:
@@ -103,8 +107,9 @@ def is_read(path: str) -> bool:
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):  # the one that lists them is closed by now
             fd = int(name)
+            inherited = os.get_inheritable(fd) and fd != stream
             writes_only = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_WRONLY
-            if not writes_only and _identity(os.fstat(fd)) == wanted:
+            if not (inherited or writes_only) and _identity(os.fstat(fd)) == wanted:
                 return True
     return False
 

@@ -89,11 +89,12 @@ class Sides:
         planned = self.destination_plan
         target = planned.argument if planned and planned.source.name == "file" else ""
         for place in resume.places(self.options.resume) if self.options.resume else ():
-            if files.is_read(place) or (target and os.path.realpath(place) == os.path.realpath(target)):
+            if files.is_read(place, self.input_fd) or (target and os.path.realpath(place) == os.path.realpath(target)):
                 raise UsageError(f"{place} is one side of the copy, no place for its state: name another state file")
 
     async def _open_source(self, stack: AsyncExitStack) -> int | None:
         """Open the source; give its size if that is known."""
+        self.input_fd: int | None = None
         if self.source_plan is None:
             self.input_fd = sys.stdin.fileno()
             return files.remaining(self.input_fd)
@@ -119,7 +120,7 @@ class Sides:
             self.output_fd = files.open_stream(path, os.O_WRONLY)
             stack.callback(os.close, self.output_fd)
             return
-        if path and files.is_read(path):
+        if path and files.is_read(path, self.input_fd):
             raise UserError(f"{path} is both source and destination")
         if self._creates(path):
             files.create(path, size or 0)

@@ -79,8 +79,9 @@ class Way:
 
     def _input(self, blank: bool, done: RangeSet) -> Input:
         sides, options = self._sides, self._options
-        if not sides.source:
+        if sides.input_fd is not None:
             return StreamInput(sides.input_fd)
+        assert sides.source
         planner = Planner(
             sides.source,
             sides.destination if options.compare_zeroes else None,

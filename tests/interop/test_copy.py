@@ -181,6 +181,16 @@ def test_a_file_is_not_copied_onto_itself_by_standard_input(image: Path) -> None
     assert sha256(image) == before
 
 
+@pytest.mark.parametrize("words", [["null:1M"], ["cow::null:1M"]])
+def test_a_destination_may_be_held_open_by_whoever_runs_the_copy(words: list[str], tmp_path: Path) -> None:
+    """As flock(1) does to lock it."""
+    target = tmp_path / "target"
+    target.touch()
+    with target.open("rb") as held:
+        assert subprocess.run(command("copy", *words, target), stdin=held, pass_fds=[held.fileno()]).returncode == 0
+    assert target.stat().st_size == MIB
+
+
 def test_standard_output_may_be_named_by_a_path(image: Path, tmp_path: Path) -> None:
     with (tmp_path / "out").open("wb") as stdout:
         assert subprocess.run(command("copy", image, "/dev/stdout"), stdout=stdout).returncode == 0
