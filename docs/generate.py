@@ -26,7 +26,7 @@ SUBJECTS = {
     "Front ends, and what they share": (
         "fuse nbd export live names attributes mount barrier eager flights together throttle"
     ),
-    "Commands": "cli compat config copying info dump",
+    "Commands": "cli compat config copying info dump stride",
     "A running process": "supervise systemd control metrics logs outbox lossy progress fetching",
     "What sources and layers share": "around window unpacking scratch keystream rangelock",
     "Tools": "ranges buffers fileio pages libc nursery undo records",
