@@ -24,6 +24,8 @@ BINARY = 4096  # bytes of the binary header
 SIZES = tuple(16384 << shift for shift in range(9))  # bytes of a copy, binary header and JSON area
 STRIPES = 4000  # the specification has no other
 MOST_KEYSLOTS_SIZE = 128 << 20  # bytes
+_MOST_NESTED = 32  # objects and arrays inside each other; cryptsetup reads no more
+_LAST_SEQUENCE = (1 << 64) - 1  # no header could follow it
 
 _HEAD = struct.Struct(">6sHQQ48s32s64s40s48sQ184s64s")
 _CHECKSUM = slice(_HEAD.size - 64, _HEAD.size)
@@ -87,6 +89,8 @@ def unpack(data: bytes, place: int) -> Luks2:
     _, _, _, sequence, label, algorithm, _, uuid, subsystem, offset, _, checksum = _HEAD.unpack_from(data)
     if offset != place:
         raise HeaderError(f"the LUKS2 header at {place} says that it lies at {offset}")
+    if sequence == _LAST_SEQUENCE:
+        raise HeaderError(f"the LUKS2 header at {place} has the sequence number {sequence}, which cannot be")
     name = check_hash(_text(algorithm, "checksum algorithm"))
     blank = bytearray(data[:size])
     blank[_CHECKSUM] = bytes(64)
@@ -156,7 +160,18 @@ def _json(area: bytes) -> dict[str, Any]:
         raise HeaderError("LUKS2 header: the JSON holds a number or text that cannot be read") from None
     if not isinstance(value, dict):
         raise HeaderError("LUKS2 header: the JSON is no object")
+    if _nested(value) > _MOST_NESTED:
+        raise HeaderError("LUKS2 header: the JSON is nested too deeply")
     return value
+
+
+def _nested(value: Any) -> int:
+    """How many objects and arrays are inside each other."""
+    level, depth = [value], 0
+    while level := [item for item in level if isinstance(item, dict | list)]:
+        depth += 1
+        level = [inner for item in level for inner in (item.values() if isinstance(item, dict) else item)]
+    return depth
 
 
 def _area(keyslot: Fields) -> tuple[int, int]:

@@ -16,6 +16,7 @@ from nbdfs.backends.luks import header1, header2
 from nbdfs.backends.luks.device import load_header
 from nbdfs.backends.luks.report import lines
 from nbdfs.backends.luks.volume import Header, HeaderError
+from nbdfs.records import replace
 from tests.unit.test_luks_keys import SIZE, Recorder, formatted, volume_key
 
 SETTINGS = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -149,6 +150,8 @@ def test_any_bytes_as_json(text: bytes) -> None:
     ("text", "reason"),
     [
         ('{"a":' * 2000 + "1" + "}" * 2000, "deeply"),
+        ('{"a":' * 33 + "1" + "}" * 33, "deeply"),
+        ('{"tokens":{"0":' + "[" * 300 + "]" * 300 + "}}", "deeply"),
         ('{"a":1,"a":2}', "twice"),
         ('{"a":NaN}', "NaN"),
         ('{"a":1.5}', "1.5"),
@@ -163,6 +166,11 @@ def test_json_that_no_program_should_trust(text: str, reason: str) -> None:
     data[4096:] = text.encode("utf-8", "surrogateescape").ljust(12288, b"\0")
     with pytest.raises(HeaderError, match=reason):
         header2.parse(header2.unpack(_sealed(data), 0), SIZE, detached=False)
+
+
+def test_a_sequence_that_cannot_go_on_is_refused() -> None:
+    with pytest.raises(HeaderError, match="sequence number"):
+        header2.unpack(replace(luks2(METADATA), sequence=(1 << 64) - 1).pack(), 0)
 
 
 def test_the_largest_json_is_parsed_in_bounded_time() -> None:
