@@ -144,8 +144,10 @@ class Immediate:
         else:
             async with self._buffer(request.length) as buffer:
                 await self._operations.perform(request, buffer)
-                self._output.own()
-                await self._output.flush()
+                try:
+                    await self._output.flush()
+                finally:
+                    self._output.own()  # nothing, unless it was cancelled
 
     async def _copied(self, request: Request) -> None:
         """Carry out a small READ, through the room."""
@@ -206,6 +208,8 @@ class Immediate:
 
     @asynccontextmanager
     async def _buffer(self, length: int) -> AsyncIterator[memoryview]:
+        """A buffer, before which all replies went out: they wait for nobody's memory, and borrow none meanwhile."""
+        await self._flush()
         await self._memory.reserve(length)
         buffer = self._buffers.take(length)
         try:

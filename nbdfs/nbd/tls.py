@@ -75,8 +75,12 @@ def explain(error: Exception) -> str:
     """What went wrong in a TLS handshake, in words."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"the server's certificate is not accepted: {error.verify_message}"
+    if isinstance(error, ssl.SSLEOFError):
+        return "the other end hung up"
     if isinstance(error, ssl.SSLError) and error.reason:
         return error.reason.lower().replace("_", " ")
+    if isinstance(error, ssl.SSLError) and "PEM" in str(error):
+        return "this is not PEM"
     return reason(error) or type(error).__name__
 
 

@@ -12,7 +12,7 @@ import trustme
 
 from nbdfs.nbd.proto import constants as nbd
 from tests.certificates import certificates, write
-from tests.interop.servers import Server, hung_up, raw, receive, run, serve, wait_for
+from tests.interop.servers import Server, ask, greet, hung_up, raw, receive, request, run, serve, wait_for
 from tests.tools import complaint, key_file
 
 __all__ = ["certificates", "serve"]
@@ -80,6 +80,23 @@ def test_certificate_that_is_missing_or_expired(tmp_path: Path) -> None:
     past = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=1)
     write(tmp_path, "server", trustme.CA().issue_cert("localhost", not_after=past))
     assert "expired" in complaint(*words)
+    (tmp_path / "server-cert.pem").write_text("junk")
+    assert complaint(*words).endswith("server-key.pem: this is not PEM")
+
+
+def test_hanging_up_with_replies_on_their_way(serve: Server, certificates: Path) -> None:
+    serving = serve("delay,read=1ms::memory:64M", "--tls", "require", "--tls-certificates", str(certificates))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_verify_locations(certificates / "ca-cert.pem")
+    with raw(serving) as plain:
+        greet(plain)
+        ask(plain, nbd.OPT_STARTTLS)
+        with context.wrap_socket(plain, server_hostname="localhost") as sock:
+            sock.sendall(struct.pack(">QII", nbd.OPTION_MAGIC, nbd.OPT_EXPORT_NAME, 0))
+            receive(sock, 10)
+            sock.sendall(request(nbd.CMD_READ, 0, 16 << 20) * 20)
+            receive(sock, 16)
+    wait_for(lambda: ": lost: TLS: the other end hung up" in serving.logged(), "no line in the log")
 
 
 def test_a_key_with_a_pass_phrase_is_not_asked_for_it(tmp_path: Path) -> None:

@@ -136,3 +136,17 @@ async def test_clients_of_an_export_leave_memory_to_others_where_the_source_neve
                 assert trio.current_time() == began
             for client in one, another:
                 await client.aclose()
+
+
+async def test_replies_do_not_wait_for_the_memory_of_the_next_request(autojump_clock: trio.testing.MockClock) -> None:
+    limits = Limits(export_memory=LARGE)
+    async with serving(limits, f"pattern:{LARGE}") as server, entered(server, "0") as stalled:
+        await stalled.send_all(request(nbd.CMD_READ, 1, 0, LARGE))
+        async with entered(server, "0") as other:
+            await trio.testing.wait_all_tasks_blocked()
+            began = trio.current_time()
+            await other.send_all(request(nbd.CMD_READ, 1, 0, 512) + request(nbd.CMD_READ, 2, 0, LARGE))
+            await receive(other, SIMPLE_REPLY + 512)
+            assert trio.current_time() == began
+            await receive(other, SIMPLE_REPLY + LARGE)
+        await stalled.aclose()
