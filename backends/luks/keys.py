@@ -148,7 +148,7 @@ def _without_slot2(written: Luks2, number: int) -> Luks2:
     metadata = copy.deepcopy(written.metadata)
     del metadata["keyslots"][str(number)]
     for user in [*metadata["digests"].values(), *metadata["tokens"].values()]:
-        if "keyslots" in user:  # a token is what its maker wrote
+        if isinstance(user.get("keyslots"), list):  # a token is what its maker wrote
             user["keyslots"] = [name for name in user["keyslots"] if name != str(number)]
     return replace(written, metadata=metadata)
 

@@ -106,8 +106,9 @@ def run(arguments: argparse.Namespace) -> int:
 def print_hashes(summary: Summary, block_hash_file: str | None, *, silent: bool, out: TextIO) -> None:
     """Print digests as `VALUE  SOURCE`, the block hash alone; it goes to a file if one is named."""
     if not silent:
+        name = summary.source.removeprefix("file:")  # sha256sum -c knows files by their paths alone
         for value in summary.digests.values():
-            print(f"{value}  {summary.source}", file=out)
+            print(f"{value}  {name}", file=out)
     for value in summary.block_hash.values():
         if block_hash_file:
             try:

@@ -128,6 +128,13 @@ def test_named_pipes_are_read_and_written(image: Path, tmp_path: Path) -> None:
     assert sha256(tmp_path / "target.img") == sha256(image)
 
 
+@pytest.mark.parametrize("prefix", ["", "file:"])
+def test_sha256sum_checks_the_digest_of_a_file(prefix: str, image: Path) -> None:
+    told = nbdfs("copy", "--digest=sha256", f"{prefix}{image}", "null:").stdout
+    assert told == subprocess.run(["sha256sum", image], capture_output=True, check=True).stdout
+    subprocess.run(["sha256sum", "--check", "--strict"], input=told, check=True)
+
+
 def test_the_digest_is_the_one_of_sha256sum(image: Path) -> None:
     own = nbdfs("copy", "--digest=sha256", "--digest=md5", image, "null:").stdout.split()
     for program, at in ("sha256sum", 0), ("md5sum", 2):
