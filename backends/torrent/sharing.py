@@ -69,7 +69,7 @@ class Sharing:
         self._served = False  # there was a seed then
         self._slow: dict[bytes, float] = {}  # readers that nothing is asked of, and until when
         self._most_owners = -(-pieces * piece_length // _SHARE)
-        self._rows: dict[int, tuple[tuple[bytes, ...], ...]] = {}
+        self._owners: dict[int, tuple[bytes, ...]] = {}  # of the pieces of each row
 
     @property
     def alone(self) -> bool:
@@ -98,7 +98,7 @@ class Sharing:
         members = tuple(sorted({self._ourselves, *(reader for reader in self._has if reader not in out)}))
         if members != self.members:
             self.members = members
-            self._rows.clear()
+            self._owners.clear()
 
     def way(self, piece: int) -> Way:
         """How a piece that is not here is to be had."""
@@ -110,16 +110,17 @@ class Sharing:
 
     def owner(self, piece: int) -> bytes:
         """The reader that asks seeds for it."""
-        return self.order(piece)[0]
+        if self.alone:
+            return self._ourselves
+        row, index = divmod(piece, _ROW)
+        if row not in self._owners:
+            self._owners[row] = self._divide(row)
+        return self._owners[row][index]
 
     def order(self, piece: int) -> tuple[bytes, ...]:
         """The readers in the order in which they ask seeds for it."""
-        if self.alone:
-            return self.members
-        row, index = divmod(piece, _ROW)
-        if row not in self._rows:
-            self._rows[row] = self._divide(row)
-        return self._rows[row][index]
+        owner = self.owner(piece)
+        return (owner, *(member for member in _ranked(self.members, piece) if member != owner))
 
     def patience(self, piece: int, wanted: Iterable[int]) -> float:
         """Seconds that a read waits for the owner of a piece, who gets `wanted` ones before it too."""
@@ -164,18 +165,18 @@ class Sharing:
     def _any(self, of_each: Iterable[Pieces]) -> Pieces:
         return functools.reduce(operator.or_, map(int.from_bytes, of_each), 0).to_bytes(self.pieces)
 
-    def _divide(self, row: int) -> tuple[tuple[bytes, ...], ...]:
+    def _divide(self, row: int) -> tuple[bytes, ...]:
+        """The owners of the pieces of a row."""
         pieces = range(row * _ROW, min((row + 1) * _ROW, self.pieces))
         owners = self.members[: min(len(pieces), self._most_owners)]
         most = -(-len(pieces) // len(owners))
         load: Counter[bytes] = Counter()
-        orders = []
+        chosen = []
         for piece in pieces:
-            ranked = sorted(self.members, key=lambda member: _weight(member, piece))
-            owner = next(member for member in ranked if member in owners and load[member] < most)
+            owner = next(member for member in _ranked(owners, piece) if load[member] < most)
             load[owner] += 1
-            orders.append((owner, *(member for member in ranked if member != owner)))
-        return tuple(orders)
+            chosen.append(owner)
+        return tuple(chosen)
 
 
 def peer_id(fingerprint: bytes) -> bytes:
@@ -192,5 +193,7 @@ def begun(name: bytes) -> float:
         return 0.0
 
 
-def _weight(member: bytes, piece: int) -> bytes:
-    return hashlib.blake2b(member + piece.to_bytes(4, "big"), digest_size=8).digest()
+def _ranked(members: Iterable[bytes], piece: int) -> list[bytes]:
+    """The lowest hash first."""
+    number = piece.to_bytes(4, "big")
+    return sorted(members, key=lambda member: hashlib.blake2b(member + number, digest_size=8).digest())
