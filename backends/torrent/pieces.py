@@ -89,6 +89,15 @@ class Pieces:
         """How many of the pieces are not here."""
         return self.here.count(0, pieces.start, pieces.stop)
 
+    def runs(self, pieces: range) -> Iterator[tuple[range, bool]]:
+        """Cut the pieces into runs, each of which is here or is not."""
+        start = pieces.start
+        while start < pieces.stop:
+            end = self.here.find(1 - self.here[start], start, pieces.stop)
+            end = pieces.stop if end < 0 else end
+            yield range(start, end), bool(self.here[start])
+            start = end
+
     def here_of(self, file: File) -> int:
         """How many bytes of a file are here."""
         size, pieces = self._metainfo.piece_length, self.of(file, 0, file.length)

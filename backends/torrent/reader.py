@@ -78,13 +78,9 @@ class TorrentFile(Source):
             return [Extent(offset, length, 0)]
         pieces, size, start = self._torrent.pieces, self._torrent.metainfo.piece_length, self._file.offset
         found: list[Extent] = []
-        for piece in pieces.of(self._file, offset, length):
-            flags = 0 if pieces.here[piece] else HOLE
-            low, high = max(offset, piece * size - start), min(offset + length, (piece + 1) * size - start)
-            if found and found[-1].flags == flags:
-                found[-1] = Extent(found[-1].offset, high - found[-1].offset, flags)
-            elif found and one:
+        for run, here in pieces.runs(pieces.of(self._file, offset, length)):
+            low, high = max(offset, run.start * size - start), min(offset + length, run.stop * size - start)
+            found.append(Extent(low, high - low, 0 if here else HOLE))
+            if one:
                 break
-            else:
-                found.append(Extent(low, high - low, flags))
         return found

@@ -1,4 +1,4 @@
-"""How many bytes of a file of a torrent are here, whose pieces it shares with its neighbours."""
+"""Which pieces are here, and how many bytes of a file, which shares pieces with its neighbours."""
 
 from __future__ import annotations
 
@@ -39,3 +39,16 @@ def pieces(here: list[int]) -> Pieces:
 def test_bytes_here(offset: int, length: int, here: list[int], bytes_: int) -> None:
     file = SimpleNamespace(offset=offset, length=length)
     assert pieces(here).here_of(file) == bytes_  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("here", "wanted", "runs"),
+    [
+        ([1, 1, 0, 1], range(4), [(range(2), True), (range(2, 3), False), (range(3, 4), True)]),
+        ([1, 1, 0, 1], range(1, 3), [(range(1, 2), True), (range(2, 3), False)]),
+        ([0, 0, 0, 0], range(1, 4), [(range(1, 4), False)]),
+        ([1, 1, 1, 1], range(2, 2), []),
+    ],
+)
+def test_runs_of_pieces(here: list[int], wanted: range, runs: list[tuple[range, bool]]) -> None:
+    assert list(pieces(here).runs(wanted)) == runs
