@@ -21,6 +21,7 @@ from typing import Any
 import libtorrent
 import trio
 
+from nbdfs.backends.torrent import Options
 from nbdfs.backends.torrent.membership import Membership
 from nbdfs.backends.torrent.metainfo import LARGEST
 from nbdfs.errors import SourceError
@@ -46,7 +47,7 @@ class _Expected:
 class Circle:
     """The readers of a torrent.  `main` is the torrent's own place in the session, which it got with `params`."""
 
-    def __init__(self, main: Membership, params: Any, options: Any) -> None:
+    def __init__(self, main: Membership, params: Any, options: Options) -> None:
         self.status: Any = None
         self.lacking = trio.Event()  # the torrent cannot be made for lack of hashes, see `learn`
         self._membership = Membership(

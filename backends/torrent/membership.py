@@ -14,6 +14,7 @@ from typing import Any
 import libtorrent
 import trio
 
+from nbdfs.backends.torrent import Options
 from nbdfs.backends.torrent.cache import Cache
 from nbdfs.backends.torrent.layout import names
 from nbdfs.backends.torrent.metainfo import Metainfo
@@ -30,7 +31,7 @@ _BLOCK = 16 << 10
 class Membership:
     """The torrent that was added to a session: `handle`, None while it is out."""
 
-    def __init__(self, session: Session, cache: Cache, metainfo: Metainfo, options: Any) -> None:
+    def __init__(self, session: Session, cache: Cache, metainfo: Metainfo, options: Options) -> None:
         self.session = session
         self.handle: Any = None
         self.unsaved = False  # there is something new to keep

@@ -9,7 +9,7 @@ from typing import Any
 import libtorrent
 import trio
 
-from nbdfs.backends.torrent import magnet, metainfo
+from nbdfs.backends.torrent import Options, magnet, metainfo
 from nbdfs.backends.torrent.bencode import BencodeError
 from nbdfs.backends.torrent.cache import Cache
 from nbdfs.backends.torrent.loading import load
@@ -23,7 +23,7 @@ from nbdfs.source import CLOSE_TIMEOUT
 
 
 @asynccontextmanager
-async def joined(argument: str, options: Any) -> AsyncIterator[Torrent]:
+async def joined(argument: str, options: Options) -> AsyncIterator[Torrent]:
     """The torrent, in a session of its own.  Leaving saves resume data and takes a few seconds at most."""
     known, params = _parameters(argument)
     identity = known.identity if known else magnet.parse(argument).identity

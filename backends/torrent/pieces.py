@@ -16,10 +16,10 @@ import errno
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import trio
 
+from nbdfs.backends.torrent import Options
 from nbdfs.backends.torrent.circle import Circle
 from nbdfs.backends.torrent.eviction import Eviction
 from nbdfs.backends.torrent.membership import Membership
@@ -51,8 +51,9 @@ class Pieces:
     """The pieces of a torrent, for those who read them."""
 
     def __init__(
-        self, membership: Membership, circle: Circle, swarm: Swarm, sharing: Sharing, eviction: Eviction, options: Any
-    ) -> None:
+        self, membership: Membership, circle: Circle, swarm: Swarm, sharing: Sharing, eviction: Eviction,
+        options: Options,
+    ) -> None:  # fmt: skip
         metainfo = membership.metainfo
         self.here = bytearray(metainfo.pieces)
         self.background = bytearray(metainfo.pieces)  # priorities of pieces that nobody claims

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from nbdfs.backends.torrent import Options
 from nbdfs.backends.torrent.pieces import Pieces
 from nbdfs.backends.torrent.session import Session
 
@@ -17,7 +18,7 @@ log = logging.getLogger(__name__)
 class Seeding:
     """Ends uploads while `seed_ratio` or `seed_time` of the options is reached."""
 
-    def __init__(self, session: Session, pieces: Pieces, options: Any) -> None:
+    def __init__(self, session: Session, pieces: Pieces, options: Options) -> None:
         self._session = session
         self._pieces = pieces
         self._options = options

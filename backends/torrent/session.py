@@ -18,7 +18,7 @@ import libtorrent
 import trio
 
 import nbdfs
-from nbdfs.backends.torrent import sharing, sockets
+from nbdfs.backends.torrent import Options, sharing, sockets
 from nbdfs.errors import UserError
 from nbdfs.secret import Secret
 
@@ -57,7 +57,7 @@ _NEW_SOCKETS = (libtorrent.peer_connect_alert, libtorrent.listen_succeeded_alert
 _PROXIES = {"socks4": (1, 1), "socks5": (2, 3), "http": (4, 5)}  # libtorrent's proxy_type: without, with password
 
 
-def settings(options: Any) -> dict[str, Any]:
+def settings(options: Options) -> dict[str, Any]:
     """libtorrent's settings for the options of the source.  Raises UserError for a proxy that is none."""
     alerts = libtorrent.alert_category
     chosen = {

@@ -16,6 +16,7 @@ from typing import Any
 import libtorrent
 import trio
 
+from nbdfs.backends.torrent import Options
 from nbdfs.backends.torrent.circle import Circle
 from nbdfs.backends.torrent.membership import Membership
 from nbdfs.backends.torrent.session import FINGERPRINT
@@ -32,7 +33,7 @@ _NOT_YET = libtorrent.peer_info.handshake | libtorrent.peer_info.connecting
 class Swarm:
     """The peers of a torrent, as of libtorrent's last word."""
 
-    def __init__(self, membership: Membership, circle: Circle, sharing: Sharing, options: Any) -> None:
+    def __init__(self, membership: Membership, circle: Circle, sharing: Sharing, options: Options) -> None:
         self.entered: list[Callable[[], None]] = []  # called when there are other readers, and were none before
         self.status: Any = None
         self.settled = False  # it is known who is there, as far as is worth waiting for

@@ -15,6 +15,7 @@ from typing import Any
 import libtorrent
 import trio
 
+from nbdfs.backends.torrent import Options
 from nbdfs.backends.torrent.cache import Cache
 from nbdfs.backends.torrent.circle import Circle
 from nbdfs.backends.torrent.eviction import Eviction
@@ -47,7 +48,7 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 30.0  # seconds between looks at what hashe
 class Torrent:
     """A torrent whose files can be read.  `start` puts it into the session, `run` looks after it."""
 
-    def __init__(self, session: Session, cache: Cache, metainfo: Metainfo, params: Any, options: Any) -> None:
+    def __init__(self, session: Session, cache: Cache, metainfo: Metainfo, params: Any, options: Options) -> None:
         self.metainfo = metainfo
         self.cache = cache
         self.eviction = Eviction(options.cache_size, metainfo.piece_length)
