@@ -25,7 +25,7 @@ from nbdfs.source import CLOSE_TIMEOUT
 @asynccontextmanager
 async def joined(argument: str, options: Options) -> AsyncIterator[Torrent]:
     """The torrent, in a session of its own.  Leaving saves resume data and takes a few seconds at most."""
-    known, params = _parameters(argument)
+    known, params = await trio.to_thread.run_sync(_parameters, argument)
     identity = known.identity if known else magnet.parse(argument).identity
     cache = Cache.open(options.cache, identity)
     try:
@@ -53,7 +53,8 @@ async def joined(argument: str, options: Options) -> AsyncIterator[Torrent]:
             with trio.move_on_after(CLOSE_TIMEOUT, shield=True):
                 await session.aclose()
     finally:
-        cache.close()
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(cache.close)  # large files take long to remove
 
 
 def prefetch(torrent: Torrent, files: Iterable[File], amount: int) -> None:
@@ -67,7 +68,7 @@ def prefetch(torrent: Torrent, files: Iterable[File], amount: int) -> None:
 
 
 def _parameters(argument: str) -> tuple[Metainfo | None, Any]:
-    """What is known, and libtorrent's parameters for adding it."""
+    """What is known, and libtorrent's parameters for adding it; for a thread, as there may be much to read."""
     try:
         if argument.startswith(magnet.SCHEME):
             magnet.parse(argument)  # stricter, and with better words

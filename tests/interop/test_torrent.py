@@ -16,7 +16,7 @@ import pytest
 import trio
 import trio.testing
 
-from nbdfs.backends.torrent import session, sockets
+from nbdfs.backends.torrent import opening, session, sockets
 from nbdfs.backends.torrent.cache import Cache
 from nbdfs.backends.torrent.membership import Membership
 from nbdfs.backends.torrent.session import Session
@@ -495,17 +495,18 @@ async def test_each_of_those_who_wait_for_the_same_alert_gets_the_one_that_fits(
     assert told == [1, 2]
 
 
-async def test_resume_data_is_written_beside_the_event_loop(
-    tmp_path: Path, tracker: Tracker, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("owner", "work"), [(Cache, "save"), (Cache, "close"), (opening, "load")])
+async def test_long_work_with_files_is_done_beside_the_event_loop(
+    tmp_path: Path, tracker: Tracker, monkeypatch: pytest.MonkeyPatch, owner: Any, work: str
 ) -> None:
     threads: list[int] = []
-    save = Cache.save
+    original = getattr(owner, work)
 
-    def noting(cache: Cache, resume: bytes) -> None:
+    def noting(*arguments: Any) -> Any:
         threads.append(threading.get_ident())
-        save(cache, resume)
+        return original(*arguments)
 
-    monkeypatch.setattr(Cache, "save", noting)
+    monkeypatch.setattr(owner, work, noting)
     write_files(tmp_path, {"disk.img": noise(SIZE)})
     torrent = make_torrent(tmp_path, "disk.img", tracker=tracker.url)
     with seeding(torrent, tmp_path):
