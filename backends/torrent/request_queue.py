@@ -17,7 +17,6 @@ from collections.abc import Iterator
 import trio
 
 _LONG = 5.0  # seconds
-_FEWEST = 2  # pieces: while one is hashed, another is on its way
 _PERIOD = 1.0  # seconds over which the pace is taken, and for which enough is asked for
 _SHORTEST = 0.25  # seconds that pieces are taken to have come in at least, as they come in bursts
 
@@ -27,7 +26,7 @@ class RequestQueue:
 
     def __init__(self, fewest: int, pieces: int) -> None:
         self.asked: dict[int, float] = {}  # since when
-        self.fewest = max(fewest, _FEWEST)
+        self.fewest = fewest
         self._most = 2 * pieces
         self._queue: list[tuple[float, int]] = []  # when it is needed, and the piece
         self.pace = 0.0  # pieces in a period
