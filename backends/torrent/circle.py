@@ -58,14 +58,14 @@ class Circle:
         self._last_met = 0.0  # when there last was a reader
 
     @property
-    def handle(self) -> Any:
+    def handle(self) -> libtorrent.torrent_handle | None:
         """libtorrent's handle of the torrent; None without."""
         return self._membership.handle
 
     @property
     def deserted(self) -> bool:
         """Whether there was nobody else for long: pieces are handed over for nothing."""
-        return bool(self.handle) and trio.current_time() - self._last_met > _DESERTED
+        return self.handle is not None and trio.current_time() - self._last_met > _DESERTED
 
     def peers(self) -> list[Any]:
         """Who is connected."""
@@ -97,9 +97,9 @@ class Circle:
         addresses = [absent[name].ip for name in due]
         if alone and (due or (len(outgoing) < len(absent) and not self.handle)):
             self._join(here, addresses)
-        else:
+        elif handle := self.handle:
             for address in addresses:
-                self.handle.connect_peer(address)
+                handle.connect_peer(address)
         if not self.lacking.is_set():
             for name in due:
                 self._expected[name].due = now + _INVITE_EVERY

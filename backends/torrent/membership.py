@@ -33,7 +33,7 @@ class Membership:
 
     def __init__(self, session: Session, cache: Cache, metainfo: Metainfo, options: Options) -> None:
         self.session = session
-        self.handle: Any = None
+        self.handle: libtorrent.torrent_handle | None = None
         self.unsaved = False  # there is something new to keep
         self.cache = cache
         self.metainfo = metainfo
@@ -60,6 +60,8 @@ class Membership:
     async def leave(self) -> None:
         """Take the torrent out of the session, which ends all writing."""
         session, handle = self.session, self.handle
+        if not handle:
+            return
         self.handle = None
         hashes = handle.info_hashes()
         handle.replace_trackers([])  # who were told that we stop might hear of it after our return

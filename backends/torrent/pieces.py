@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+import libtorrent
 import trio
 
 from nbdfs.backends.torrent import Options
@@ -150,8 +151,7 @@ class Pieces:
             self.background[piece] = _LAST
             if handle and piece not in self.claims and not self.here[piece]:
                 handle.piece_priority(piece, _LAST)
-        if handle:
-            self._swarm.choose_order()
+        self._swarm.choose_order()
 
     def forget(self, pieces: Iterable[int]) -> None:
         """The pieces, which nobody claims, are not here any more, and not fetched again until somebody does."""
@@ -166,14 +166,15 @@ class Pieces:
 
     def look(self) -> None:
         """See whether other readers came, went or got something, and tell libtorrent what that changes."""
-        if self._swarm.matters():
+        if self._membership.handle and self._swarm.matters():
             self._sharing.measured = self._queue.pace * self._metainfo.piece_length
             self._swarm.look(self._missing(), self.here, Way.OURS in self._told.values())
             self.review()
 
     def review(self) -> None:
         """Tell libtorrent what changed in how pieces are to be had."""
-        handle = self._membership.handle
+        if not (handle := self._membership.handle):
+            return
         wanted = self._missing()
         self._patience.look([piece for piece in self.waiting if not self.here[piece]], wanted)
         ways = {piece: self._patience.way(piece) for piece in wanted}
@@ -197,8 +198,7 @@ class Pieces:
         return sorted(piece for piece in self.claims if not self.here[piece])
 
     def _tell(self, piece: int, way: Way, after: int) -> None:
-        handle = self._membership.handle
-        if not handle:
+        if not (handle := self._membership.handle):
             return
         known = self._told.get(piece)
         if way is Way.OURS and (not self._swarm.settled or (after and self._options.sequential)):
@@ -213,7 +213,7 @@ class Pieces:
         if way is Way.CIRCLE and (circle := self._circle.handle):
             circle.set_piece_deadline(piece, after)
         if way is Way.OURS and not after:
-            self._ask_now(piece, 0)
+            self._ask_now(handle, piece, 0)
         else:
             handle.piece_priority(piece, self._priority(piece, way))
 
@@ -225,20 +225,20 @@ class Pieces:
 
     def _ask(self) -> None:
         """Ask for the pieces whose turn it is."""
-        if self._membership.handle and self._swarm.settled:
+        if (handle := self._membership.handle) and self._swarm.settled:
             for due, piece in self._queue.take():
                 if self._told.get(piece) is Way.LATER:
                     del self._told[piece]  # it may be another's by now, which the next review finds
                     if self._patience.way(piece) is Way.OURS:
                         self._told[piece] = Way.OURS
-                        self._ask_now(piece, max(int(1000 * (due - trio.current_time())), _AHEAD))
+                        self._ask_now(handle, piece, max(int(1000 * (due - trio.current_time())), _AHEAD))
 
-    def _ask_now(self, piece: int, after: int) -> None:
+    def _ask_now(self, handle: libtorrent.torrent_handle, piece: int, after: int) -> None:
         if after and not self._options.sequential:
-            self._membership.handle.piece_priority(piece, _POLITE)
+            handle.piece_priority(piece, _POLITE)
             return
         self._queue.ask(piece)
-        self._membership.handle.set_piece_deadline(piece, after)
+        handle.set_piece_deadline(piece, after)
 
     def _leave_to_others(self, piece: int) -> None:
         """Do not want it from readers any more."""
@@ -281,7 +281,7 @@ class Pieces:
         """Wait for one piece.  Raises SourceError if fetching it meets trouble."""
         self.waiting[piece] += 1
         self.awaited.set()
-        if self._swarm.crowd and self._membership.handle:
+        if self._swarm.crowd:
             self.review()
         try:
             while not self.here[piece]:

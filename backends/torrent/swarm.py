@@ -4,7 +4,8 @@ With seeds alone, what is wanted is asked for at once, in order.  In a *crowd*, 
 are connected, that would make the seed send everything to everybody: there each piece has one reader that asks for it
 (`sharing`).
 
-Invariant: `entered` is called after libtorrent's own order is the one that fits.
+Invariants: while the torrent is out of the session nobody is asked for anything; `entered` is called after libtorrent's
+own order is the one that fits.
 """
 
 from __future__ import annotations
@@ -73,7 +74,9 @@ class Swarm:
 
     def look(self, wanted: Collection[int], here: bytearray, asking: bool) -> None:
         """See who is connected.  We want some pieces, have others, and may ask seeds for some."""
-        met = self._membership.handle.get_peer_info()
+        if not (handle := self._membership.handle):
+            return
+        met = handle.get_peer_info()
         peers = self._connected(met)
         expected = self._circle.meet([peer for peer in peers if _is_reader(peer)], here)
         readers = {peer.pid.to_bytes(): peer for peer in self._connected(self._circle.peers()) if _is_reader(peer)}
@@ -123,10 +126,10 @@ class Swarm:
         wanted since then by rarity: the flag is taken away first, so that it is told again.
         """
         flag = libtorrent.torrent_flags.sequential_download
-        handle = self._membership.handle
-        handle.unset_flags(flag)
-        if self._options.sequential and not self.crowd:
-            handle.set_flags(flag)
+        if handle := self._membership.handle:
+            handle.unset_flags(flag)
+            if self._options.sequential and not self.crowd:
+                handle.set_flags(flag)
 
     def meet(self, alert: Any) -> None:
         """A connection is made; whom we could reach is remembered."""
@@ -138,14 +141,15 @@ class Swarm:
 
     def reconnect(self) -> None:
         """Connect to everybody who is known."""
-        for address in self._known:
-            self._membership.handle.connect_peer(address)
+        if handle := self._membership.handle:
+            for address in self._known:
+                handle.connect_peer(address)
 
     def look_for_peers(self, ticks: int) -> None:
         """There is nobody to have anything from, for so many ticks, while somebody waits."""
         self.reconnect()
-        if ticks % _REANNOUNCE_EVERY == 1:
-            self._membership.handle.force_reannounce(0, -1, libtorrent.reannounce_flags_t.ignore_min_interval)
+        if ticks % _REANNOUNCE_EVERY == 1 and (handle := self._membership.handle):
+            handle.force_reannounce(0, -1, libtorrent.reannounce_flags_t.ignore_min_interval)
 
 
 def _is_reader(peer: Any) -> bool:

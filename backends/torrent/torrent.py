@@ -183,8 +183,7 @@ class Torrent:
     def _glance(self) -> None:
         """Have libtorrent tell how things are."""
         self._session.session.post_torrent_updates()
-        if self._membership.handle:
-            self.pieces.look()
+        self.pieces.look()
 
     async def _drop(self, pieces: list[int]) -> None:
         """Forget pieces that nobody uses.
