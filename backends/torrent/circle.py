@@ -47,8 +47,8 @@ class _Expected:
 class Circle:
     """The readers of a torrent.  `main` is the torrent's own place in the session, which it got with `params`."""
 
-    def __init__(self, main: Membership, params: Any, options: Options) -> None:
-        self.status: Any = None
+    def __init__(self, main: Membership, params: libtorrent.add_torrent_params, options: Options) -> None:
+        self.status: libtorrent.torrent_status | None = None
         self.lacking = trio.Event()  # the torrent cannot be made for lack of hashes, see `learn`
         self._membership = Membership(
             main.session, main.cache, main.metainfo, replace(options, dht=False, lsd=False, pex=False)
@@ -67,11 +67,11 @@ class Circle:
         """Whether there was nobody else for long: pieces are handed over for nothing."""
         return self.handle is not None and trio.current_time() - self._last_met > _DESERTED
 
-    def peers(self) -> list[Any]:
+    def peers(self) -> list[libtorrent.peer_info]:
         """Who is connected."""
         return self.handle.get_peer_info() if self.handle else []
 
-    def meet(self, readers: Iterable[Any], here: bytearray) -> list[bytes]:
+    def meet(self, readers: Iterable[libtorrent.peer_info], here: bytearray) -> list[bytes]:
         """These peers of the torrent are readers; we have these pieces.  Gives those that are yet to come."""
         now = trio.current_time()
         readers = list(readers)
@@ -90,7 +90,7 @@ class Circle:
         if resume:
             self._params = libtorrent.read_resume_data(resume)
 
-    def _invite(self, absent: dict[bytes, Any], now: float, here: bytearray, alone: bool) -> None:
+    def _invite(self, absent: dict[bytes, libtorrent.peer_info], now: float, here: bytearray, alone: bool) -> None:
         """Connect to readers that are not in the circle, if we made the connection in the torrent and they are due."""
         outgoing = [name for name, peer in absent.items() if peer.flags & libtorrent.peer_info.outgoing_connection]
         due = [name for name in outgoing if self._expected[name].due <= now]
@@ -104,7 +104,7 @@ class Circle:
             for name in due:
                 self._expected[name].due = now + _INVITE_EVERY
 
-    def _join(self, here: bytearray, peers: list[Any]) -> None:
+    def _join(self, here: bytearray, peers: list[tuple[str, int]]) -> None:
         """Make the torrent, in which we have these pieces.  libtorrent connects at once to peers that it comes with.
 
         Others may have to wait for seconds, until the torrent's own candidates have had their turn.
@@ -128,8 +128,10 @@ class Circle:
             self._membership.handle = None
 
 
-def _related(params: Any) -> Any:
+def _related(params: libtorrent.add_torrent_params) -> Any:
     """Parameters for adding the circle's torrent.  Raises RuntimeError if they cannot be made."""
+    if not params.ti:
+        raise RuntimeError("there is no info dictionary")
     info: Any = libtorrent.bdecode(params.ti.info_section())
     torrent: Any = {b"info": {**info, b"circle": b"nbdfs"}}
     if b"pieces" in info:  # all that v1 needs, also of a hybrid

@@ -41,7 +41,7 @@ class Membership:
         self._resume = b""
         self._saving = trio.Lock()
 
-    def join(self, params: Any, priorities: list[int]) -> None:
+    def join(self, params: libtorrent.add_torrent_params, priorities: list[int]) -> None:
         """Put the torrent into the session."""
         flags = libtorrent.torrent_flags
         options = self._options
@@ -106,7 +106,7 @@ class Membership:
         return True
 
 
-def resumed(data: bytes, fresh: Any) -> Any:
+def resumed(data: bytes, fresh: libtorrent.add_torrent_params) -> libtorrent.add_torrent_params:
     """Parameters for adding a torrent from the resume data of an earlier run; `fresh` if that is not usable.
 
     Every piece that was here is handed over as complete but not verified, so that libtorrent hashes it first.
@@ -130,13 +130,13 @@ def resumed(data: bytes, fresh: Any) -> Any:
     return params
 
 
-def _names(hashes: Any, torrent: Any) -> bool:
+def _names(hashes: libtorrent.info_hash_t, torrent: libtorrent.info_hash_t) -> bool:
     """Whether the hashes, of which a magnet link has one as a rule, are those of the torrent."""
     v1_fits = not hashes.has_v1() or hashes.v1 == torrent.v1
     return bool(v1_fits and (not hashes.has_v2() or hashes.v2 == torrent.v2))
 
 
-def rejoining(resume: bytes, info: Any, here: bytearray) -> Any:
+def rejoining(resume: bytes, info: libtorrent.torrent_info | None, here: bytearray) -> libtorrent.add_torrent_params:
     """Parameters for adding a torrent again, with just the pieces that are here."""
     params = libtorrent.read_resume_data(resume)
     params.have_pieces = [bool(present) for present in here]

@@ -80,7 +80,9 @@ def _parameters(argument: str) -> tuple[Metainfo | None, Any]:
         raise UserError(f"torrent: {argument}: {error}") from error
 
 
-async def _fetch_metadata(session: Session, cache: Cache, params: Any, seconds: float) -> None:
+async def _fetch_metadata(
+    session: Session, cache: Cache, params: libtorrent.add_torrent_params, seconds: float
+) -> None:
     """Ask the swarm for the info dictionary of a magnet link, and put it into `params`."""
     flags = libtorrent.torrent_flags
     params.save_path = str(cache.folder)

@@ -132,7 +132,7 @@ class Session:
         self.chosen = {**chosen, "peer_fingerprint": self.peer_id.decode()}
         params.settings = self.chosen  # type: ignore[assignment]  # its stubs know only what it reads back
         params.disk_io_constructor = _DISK
-        self.session: Any = libtorrent.session(params)
+        self.session = libtorrent.session(params)
         self.session.set_peer_class_filter(_everybody())
         self.session.set_alert_fd(self._writable)
         self._handlers: dict[type, Callable[[Any], None]] = {libtorrent.listen_failed_alert: _warn}
@@ -179,9 +179,8 @@ class Session:
 
     async def aclose(self) -> None:
         """Leave the swarm.  A tracker that does not answer is not waited for."""
-        session, self.session = self.session, None
-        holder = [session]
-        del session
+        holder = [self.session]
+        del self.session
         with trio.move_on_after(_CLOSE) as scope:
             await _in_thread(holder.clear)  # the destructor waits for libtorrent's threads
         if scope.cancelled_caught:

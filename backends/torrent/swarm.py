@@ -36,7 +36,7 @@ class Swarm:
 
     def __init__(self, membership: Membership, circle: Circle, sharing: Sharing, options: Options) -> None:
         self.entered: list[Callable[[], None]] = []  # called when there are other readers, and were none before
-        self.status: Any = None
+        self.status: libtorrent.torrent_status | None = None
         self.settled = False  # it is known who is there, as far as is worth waiting for
         self._began = trio.current_time()
         self._first = 0.0  # when the first peer was connected
@@ -108,7 +108,7 @@ class Swarm:
         late = now - self._began > _START or (somebody and now - self._first > _MOMENT)
         self.settled = late or (somebody and not more)
 
-    def _connected(self, peers: Collection[Any]) -> list[Any]:
+    def _connected(self, peers: Collection[libtorrent.peer_info]) -> list[libtorrent.peer_info]:
         """Those who have said what they have, but ourselves, whose address others may have told us."""
         known = [peer for peer in peers if not peer.flags & _NOT_YET and len(peer.pieces) == self._sharing.pieces]
         return [peer for peer in known if peer.pid.to_bytes() != self._membership.session.peer_id]
@@ -152,9 +152,9 @@ class Swarm:
             handle.force_reannounce(0, -1, libtorrent.reannounce_flags_t.ignore_min_interval)
 
 
-def _is_reader(peer: Any) -> bool:
+def _is_reader(peer: libtorrent.peer_info) -> bool:
     return bool(peer.pid.to_bytes().startswith(FINGERPRINT))
 
 
-def _is_seed(peer: Any) -> bool:
+def _is_seed(peer: libtorrent.peer_info) -> bool:
     return bool(peer.flags & libtorrent.peer_info.seed)

@@ -48,7 +48,14 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 30.0  # seconds between looks at what hashe
 class Torrent:
     """A torrent whose files can be read.  `start` puts it into the session, `run` looks after it."""
 
-    def __init__(self, session: Session, cache: Cache, metainfo: Metainfo, params: Any, options: Options) -> None:
+    def __init__(
+        self,
+        session: Session,
+        cache: Cache,
+        metainfo: Metainfo,
+        params: libtorrent.add_torrent_params,
+        options: Options,
+    ) -> None:
         self.metainfo = metainfo
         self.cache = cache
         self.eviction = Eviction(options.cache_size, metainfo.piece_length)
@@ -86,7 +93,7 @@ class Torrent:
             tuple(sorted(self.pieces.waiting)),
         )
 
-    def _statuses(self) -> list[Any]:
+    def _statuses(self) -> list[libtorrent.torrent_status]:
         """libtorrent's last words on the torrent, and on the circle if there is one."""
         return [status for status in (self.swarm.status, self._circle.status) if status]
 
