@@ -114,24 +114,26 @@ async def serve_exports(
 
     `name` is that of the server in the configuration, if it comes from there.
     """
-    async with _serving.live_server(what, exports) as (server, uris):
-        with supervise.pid_file(pidfile), supervise.stop_requests() as stopped:
-            if show and run is None:
-                for uri in uris:
-                    print(uri, flush=True)
-            controls = Controls(exports, "serve", uris=uris, name=name)
-            async with (
-                reloading(name, exports) as more,
-                controlled({**controls.methods(), **more}),
-                systemd.service(partial(activity, exports)),
-            ):
-                ready()
-                if run is not None:
-                    return await _run(run, uris, stopped)
-                if what.place.stdio:
-                    await _stdio(server, stopped)
-                else:
-                    await stopped()
+    # From before the sockets exist to after they are gone a signal asks for an orderly end and does not kill.
+    with supervise.stop_requests() as stopped:
+        async with _serving.live_server(what, exports) as (server, uris):
+            with supervise.pid_file(pidfile):
+                if show and run is None:
+                    for uri in uris:
+                        print(uri, flush=True)
+                controls = Controls(exports, "serve", uris=uris, name=name)
+                async with (
+                    reloading(name, exports) as more,
+                    controlled({**controls.methods(), **more}),
+                    systemd.service(partial(activity, exports)),
+                ):
+                    ready()
+                    if run is not None:
+                        return await _run(run, uris, stopped)
+                    if what.place.stdio:
+                        await _stdio(server, stopped)
+                    else:
+                        await stopped()
     return 0
 
 

@@ -285,6 +285,29 @@ def test_run_finds_each_kind_of_address(tmp_path: Path) -> None:
           f'test "$unixsocket" = @{name} && test "$port" -gt 0 && nbdinfo --size "$uri"')  # fmt: skip
 
 
+def test_a_signal_after_the_command_is_an_orderly_end_too(tmp_path: Path) -> None:
+    path, log = tmp_path / "s", tmp_path / "requests"
+    spec = f"log,file={log}::delay,read=2::memory:1M"
+    words = command("serve", spec, "-U", path, "--run", "echo $$; read line; exit 5")
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin
+        assert process.stdout
+        shell = int(process.stdout.readline())
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.settimeout(30)
+            sock.connect(str(path))
+            enter(sock)
+            sock.sendall(request(nbd.CMD_READ, 0, 512))
+            wait_for(lambda: " Read " in log.read_text(), "the request is not there")
+            process.stdin.close()
+            wait_for(lambda: not Path(f"/proc/{shell}").exists(), "the command does not end")
+            process.terminate()
+            assert reply_of(sock) == 0
+            receive(sock, 512)
+    assert process.returncode == 5
+    assert not path.exists()
+
+
 def test_a_uri_names_an_export_that_is_there() -> None:
     here = ("--listen", "nbd://localhost:0/here")
     nbdfs("serve", "other=memory:1M", "here=memory:1M", *here, "--run", 'test "$exportname" = here')
