@@ -51,7 +51,8 @@ class Cow(Layer):
         if overlay.content.in_memory:
             caps |= below.info.caps & Caps.IMMEDIATE
         block = BlockSize(1, max(overlay.block, below.info.block.preferred), below.info.block.maximum)
-        identity = "" if not overlay.readonly else below.info.identity
+        below_identity = below.info.identity if overlay.readonly else ""
+        identity = f"overlay {overlay.version} on {below_identity}" if below_identity else ""
         description = f"overlay on {below.info.description}"
         self.info = replace(below.info, caps=caps, block=block, identity=identity, description=description,
                             contexts=(ALLOCATION,))  # fmt: skip

@@ -12,7 +12,8 @@ Invariants, which hold at every instant and so after a kill or a power failure t
 * a bit is on the disk only if the content of its block was durable before (`flush` syncs the content, then writes the
   bits, then syncs again);
 * `flush` returns only when the bits of all blocks written before it are durable;
-* the header is written last when an overlay is made, so a file with a header is a whole overlay.
+* an overlay that is being made is an empty file or a header alone until it has its size, and so whoever comes later
+  can make it to its end.
 
 While a commit is under way the base is neither what it was nor what it will be, but base and overlay together show the
 same at every instant: the header then holds the hash of what both show, and only a commit may open the overlay.
@@ -31,6 +32,7 @@ from typing import Self
 import trio
 
 from nbdfs.errors import NotWritableError, UserError
+from nbdfs.fileio import version
 from nbdfs.ranges import RangeSet, align_up
 from nbdfs.records import Record, replace
 from nbdfs.scratch import Scratch, memory_scratch, temporary_directory, unnamed_scratch
@@ -121,6 +123,11 @@ class Overlay:
         self._durable = RangeSet()  # those whose bit may be on the disk
         self._fresh = RangeSet()  # those added since the last flush
         self._flushing = trio.Lock()
+
+    @property
+    def version(self) -> str:
+        """What names the content of one for reading only; whoever may write to it stamps its header anew."""
+        return version(self.content.descriptor)
 
     def add(self, first: int, last: int) -> None:
         """Blocks [first, last) are in the overlay from now on.  Their content must be written already."""
@@ -231,7 +238,11 @@ def _loaded(descriptor: int, path: str, base: Base, readonly: bool) -> Overlay:
     header = Header.unpack(os.pread(descriptor, _HEADER.size + _CHECKSUM.size, 0), path)
     if header.size != base.size:
         raise UserError(f"the overlay {path} is for a device of {header.size} bytes; this one has {base.size}")
-    if os.fstat(descriptor).st_size < header.content + header.size:
+    length = os.fstat(descriptor).st_size
+    if length == len(header.pack()):
+        if not readonly:
+            _give_size(descriptor, header)
+    elif length < header.content + header.size:
         raise UserError(f"the overlay {path} is truncated")
     overlay = Overlay(Scratch(descriptor, header.size, start=header.content), header, kept=True, readonly=readonly)
     overlay.load()
@@ -259,16 +270,21 @@ def _bind(overlay: Overlay, path: str, base: Base, accept: bool, committing: boo
 
 def _made(descriptor: int, path: str, base: Base, block: int) -> Overlay:
     header = Header.for_base(base, block)
-    os.ftruncate(descriptor, header.content + header.size)
-    os.fsync(descriptor)
     overlay = Overlay(Scratch(descriptor, header.size, start=header.content), header, kept=True)
     overlay.rewrite_header(header)
+    _give_size(descriptor, header)
     directory = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(directory)
     finally:
         os.close(directory)
     return overlay
+
+
+def _give_size(descriptor: int, header: Header) -> None:
+    """Make a header a whole overlay, which has nothing in it."""
+    os.ftruncate(descriptor, header.content + header.size)
+    os.fsync(descriptor)
 
 
 def _bits(blocks: RangeSet, first: int, last: int) -> bytes:

@@ -25,7 +25,7 @@ import trio
 from nbdfs import eager, libc
 from nbdfs.backends.file.opening import Opened, open_path
 from nbdfs.errors import SourceError
-from nbdfs.fileio import data_runs, read_whole, write_whole
+from nbdfs.fileio import data_runs, read_whole, version, write_whole
 from nbdfs.records import replace
 from nbdfs.source import ALLOCATION, HOLE, ZERO, Backing, BlockSize, Caps, Extent, Source, SourceInfo
 from nbdfs.throttle import Throttle
@@ -83,8 +83,7 @@ class File(Source):
 
     def _identity(self) -> str:
         """What names the content: nothing does that of a file we may write to."""
-        facts = os.fstat(self._fd)
-        return f"{facts.st_dev}-{facts.st_ino}-{facts.st_size}-{facts.st_mtime_ns}" if self._readonly else ""
+        return version(self._fd) if self._readonly else ""
 
     async def aclose(self) -> None:
         os.close(self._fd)

@@ -113,7 +113,57 @@ async def test_a_read_only_cow_shows_the_overlay_and_takes_no_writes(tmp_path: P
             assert await read(layer, 5, 1) == b"x"
 
 
+async def test_the_version_of_a_read_only_cow_is_its_overlays_too(tmp_path: Path) -> None:
+    """Else a cache that is kept, or an overlay on this one, would take one content for another."""
+
+    async def identity(name: str, base: str = "golden") -> str:
+        async with cow(Ram(CONTENT, identity=base), overlay=str(tmp_path / name), readonly=True) as layer:
+            return layer.info.identity
+
+    for name in "ab":
+        async with cow(Ram(CONTENT, identity="golden"), overlay=str(tmp_path / name)) as layer:
+            await layer.pwrite(memoryview(name.encode()), 5)
+            assert layer.info.identity == ""
+    first = await identity("a")
+    assert len({"golden", first, await identity("b")}) == 3
+    assert await identity("a") == first
+    assert await identity("a", "") == ""
+    async with cow(Ram(CONTENT, identity="golden"), overlay=str(tmp_path / "a")) as layer:
+        await layer.pwrite(memoryview(b"c"), 5)
+    assert await identity("a") != first
+
+
 # ---- the file
+
+
+@pytest.mark.parametrize("call", ["pwrite", "fdatasync", "ftruncate", "fsync"])
+@pytest.mark.parametrize("done", [False, True])
+async def test_an_overlay_whose_making_was_cut_off_can_be_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, done: bool
+) -> None:
+    class CutOffError(Exception):
+        pass
+
+    real = getattr(os, call)
+
+    def cut_off(*arguments: object) -> None:
+        if done:
+            real(*arguments)
+        raise CutOffError
+
+    path = str(tmp_path / "overlay")
+    with monkeypatch.context() as patch, pytest.raises(CutOffError):
+        patch.setattr(os, call, cut_off)
+        async with cow(Ram(CONTENT), overlay=path):
+            pass
+    if Path(path).stat().st_size:
+        async with cow(Ram(CONTENT), overlay=path, readonly=True) as layer:
+            assert await read(layer, 0, len(CONTENT)) == CONTENT
+    for data in (b"one", b"two"):
+        async with cow(Ram(CONTENT), overlay=path) as layer:
+            await layer.pwrite(memoryview(data), 200_000)
+    async with cow(Ram(CONTENT), overlay=path, readonly=True) as layer:
+        assert await read(layer, 200_000, 4) == b"two" + CONTENT[200_003:200_004]
 
 
 async def refused(base: Ram, says: str, **options: object) -> None:
