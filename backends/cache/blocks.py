@@ -35,6 +35,7 @@ class Blocks:
         self.block = block
         self.capacity = capacity
         self.dirty: set[int] = set()
+        self.leaving: set[int] = set()  # on their way below, no longer dirty unless written to again
         self.evicted = 0  # blocks, since it was opened
         self._size = size
         self.used_along = 0  # blocks that were fetched along with others and then read, since it was opened
@@ -52,6 +53,11 @@ class Blocks:
 
     def __len__(self) -> int:
         return len(self._present)
+
+    @property
+    def unsaved(self) -> set[int]:
+        """The blocks whose content is not all below yet."""
+        return self.dirty | self.leaving
 
     @property
     def count(self) -> int:

@@ -97,14 +97,15 @@ class Cache(Layer):
             "misses_total": self._misses,
             "evictions_total": self._blocks.evicted,
             "resident_bytes": self._blocks.present_bytes,
-            "dirty_bytes": len(self._blocks.dirty) * self._block,
+            "dirty_bytes": len(self._blocks.unsaved) * self._block,
         }
 
     async def extents(self, offset: int, length: int, *, context: str = ALLOCATION, one: bool = False) -> list[Extent]:
         if context == RESIDENT:
             return await self._resident(offset, length, one)
+        unsaved = self._blocks.unsaved  # what gets below from here on may come too late for what it tells
         found = await self.below.extents(offset, length, context=context, one=one)
-        return self._with_dirty(normalise(found, offset, length))
+        return self._with_unsaved(normalise(found, offset, length), unsaved)
 
     async def _resident(self, offset: int, length: int, one: bool) -> list[Extent]:
         found: list[Extent] = []
@@ -122,15 +123,15 @@ class Cache(Layer):
                 break
         return found
 
-    def _with_dirty(self, extents: list[Extent]) -> list[Extent]:
+    def _with_unsaved(self, extents: list[Extent], unsaved: set[int]) -> list[Extent]:
         """What below tells, with data where a write has not reached it yet."""
-        if not self._blocks.dirty:
+        if not unsaved:
             return extents
         found = []
         for extent in extents:
             end = extent.offset + extent.length
             first, last = self._blocks.touched(extent.offset, extent.length)
-            for start, stop in joined(sorted(block for block in self._blocks.dirty if first <= block < last)):
+            for start, stop in joined(sorted(block for block in unsaved if first <= block < last)):
                 at, until = max(start * self._block, extent.offset), min(stop * self._block, end)
                 found.append(Extent(extent.offset, at - extent.offset, extent.flags))
                 found.append(Extent(at, until - at, 0))

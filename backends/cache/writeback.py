@@ -62,7 +62,11 @@ class WriteBack:
         start, end = self._blocks.bounds(first, last)
         with self._blocks.pinned(first, last):
             self._blocks.dirty.difference_update(range(first, last))
-            with unless_done(lambda: self._blocks.dirty.update(range(first, last))):
-                content = memoryview(bytearray(end - start))
-                await self._blocks.storage.scratch.read_into(content, start)
-                await self._below.pwrite(content, start)
+            self._blocks.leaving.update(range(first, last))
+            try:
+                with unless_done(lambda: self._blocks.dirty.update(range(first, last))):
+                    content = memoryview(bytearray(end - start))
+                    await self._blocks.storage.scratch.read_into(content, start)
+                    await self._below.pwrite(content, start)
+            finally:
+                self._blocks.leaving.difference_update(range(first, last))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -185,6 +186,43 @@ async def test_extents_and_what_is_resident() -> None:
             Extent(65536, 65536, 0),
             Extent(131072, (1 << 20) - 131072, HOLE),
         ]
+
+
+async def test_what_is_on_its_way_below_is_no_hole() -> None:
+    class Behind(Ram):
+        """Tells of extents, late, what was there when it was asked."""
+
+        async def extents(self, *arguments: object, **named: object) -> list[Extent]:
+            found = [Extent(0, len(self.content), 0 if any(self.content) else HOLE | ZERO)]
+            asked.set()
+            await answer.wait()
+            return found
+
+    base = Behind(bytes(1 << 20))
+    asked, answer, told = trio.Event(), trio.Event(), trio.Event()
+    written = trio.Event()
+
+    async def slowly(*arguments: object, **named: object) -> None:
+        under_way.set()
+        await written.wait()
+        base.content[:10] = b"x" * 10
+
+    async def ask() -> None:
+        assert (await layer.extents(0, 1 << 20))[0] == Extent(0, 65536, 0)
+        told.set()
+
+    under_way = trio.Event()
+    base.pwrite = slowly  # type: ignore[method-assign]
+    async with cached(base, mode="writeback") as layer, trio.open_nursery() as nursery:
+        await layer.pwrite(memoryview(b"x" * 10), 0)
+        nursery.start_soon(layer.flush)
+        await under_way.wait()
+        nursery.start_soon(ask)
+        await asked.wait()
+        written.set()
+        await trio.testing.wait_all_tasks_blocked()
+        answer.set()
+        await told.wait()
 
 
 async def test_what_is_in_memory_already_is_not_kept_twice() -> None:
