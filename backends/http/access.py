@@ -6,6 +6,7 @@ Secrets go to the origin the user named and to no other: a redirect elsewhere ge
 from __future__ import annotations
 
 import base64
+import hashlib
 import http.cookiejar
 import logging
 import os
@@ -36,12 +37,14 @@ _PLAIN = (("User-Agent", f"nbdfs/{nbdfs.__version__}"), ("Accept-Encoding", "ide
 class Access:
     """Gives the URL and headers of a request; `renew` makes both fresh after the server refused them.
 
-    `url` is what the user or their script named last, `final` where redirects from there last led.
+    `url` is what the user or their script named last, `final` where redirects from there last led; `identity` tells the
+    resource from others that are shown as it is.
     """
 
     def __init__(self, url: str, options: HttpOptions) -> None:
         self.url, user, password = _split_login(url)
         self.final = self.url
+        self.identity = _identity(self.url, options.url_script)
         self._options = options
         self._user = options.user or user
         self._password = read_text(options.password, "Password") if options.password else password
@@ -150,6 +153,15 @@ class Access:
                 raise UserError(f"{what} ended with status {done.returncode}")
             return done.stdout.decode("utf-8", "surrogateescape")
         raise UserError(f"{what} was not done after {_SCRIPT_TIMEOUT:g} s")
+
+
+def _identity(url: str, script: str) -> str:
+    """What tells this resource from others at the same path, as a hash, for it can be a secret; empty if nothing does.
+
+    What a script prints has no part in it: a signature is another each time, and the script tells which file it is.
+    """
+    named = url.partition("?")[2] + "\n" + script
+    return hashlib.sha256(named.encode("utf-8", "surrogateescape")).hexdigest()[:16] if named.strip() else ""
 
 
 def is_url(text: str, *schemes: str) -> bool:

@@ -70,6 +70,12 @@ class Remote:
         """The URL as it may be logged."""
         return self._access.shown
 
+    @property
+    def identity(self) -> str:
+        """What tells it from every other resource."""
+        identity = self._access.identity
+        return f"{self.shown}?{identity}" if identity else self.shown
+
     async def persist(self, what: str, attempt: Callable[[], Awaitable[T]], *, patient: bool = True) -> T:
         """Make `attempt`s until one succeeds.  Raises SourceError when the time is over, or for good.
 

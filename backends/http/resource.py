@@ -57,7 +57,7 @@ class Resource(Source):
         if not self._pinned and not writable:
             log.warning("%s: the server gives neither ETag nor Last-Modified: changes cannot be seen", remote.shown)
         caps = Caps.MULTI_CONN | (Caps.WRITE if writable else Caps.NONE)
-        identity = f"{remote.shown} {facts.size} {self._pinned}" if self._pinned else ""
+        identity = f"{remote.identity} {facts.size} {self._pinned}" if self._pinned else ""
         self.info = SourceInfo(facts.size, caps, _BLOCK, description=remote.shown, identity=identity)
 
     def statistics(self) -> Mapping[str, int]:

@@ -209,6 +209,23 @@ async def test_the_version_is_the_identity(server: Served) -> None:
         assert "signature" not in source.info.identity + source.info.description
 
 
+async def test_a_query_tells_one_file_from_another(server: Served, tmp_path: Path) -> None:
+    """Neither a date nor the tag of a server need differ between two files."""
+
+    async def identity(spec: str) -> str:
+        async with open_stack(spec) as source:
+            return source.info.identity
+
+    (tmp_path / "url").write_text(server.url("plain?signature=1"))
+    script = f"http,timeout=3,url-script=cat {tmp_path}/url:"
+    found = [await identity(spec(server, path)) for path in ("plain", "plain?file=a", "plain?file=b")]
+    found.append(await identity(script))
+    assert len(set(found)) == 4
+    assert not any("file" in each or str(tmp_path) in each for each in found)
+    (tmp_path / "url").write_text(server.url("plain?signature=2"))
+    assert await identity(script) == found[-1]
+
+
 async def test_an_empty_file_opens(server: Served) -> None:
     server.state.content.clear()
     async with open_stack(spec(server, "plain")) as source:
