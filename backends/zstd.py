@@ -107,7 +107,7 @@ def _walk(packed: Packed) -> int | None:
 
 
 def _seek_table(packed: Packed) -> list[Frame] | None:
-    """The frames by the table at the end, None if there is none."""
+    """The frames by the table at the end, None if there is none that tells of all of them."""
     packed.seek(packed.size - _SEEK_FOOTER.size)
     count, descriptor, magic = _SEEK_FOOTER.unpack(packed.exactly(_SEEK_FOOTER.size))
     if magic != _SEEK_MAGIC:
@@ -130,7 +130,7 @@ def _seek_table(packed: Packed) -> list[Frame] | None:
         start, place = start + size, place + length
     if place > at:
         raise DamagedError("its seek table tells of more than there is")
-    return frames
+    return frames if place == at else None  # where files were joined the last one's table tells of its own frames only
 
 
 def _word(packed: Packed) -> int:

@@ -88,14 +88,27 @@ async def test_padding_with_zeroes(name: str, padding: int, tmp_path: Path) -> N
     await check(f"{name}::{path}", IMAGE[:100_000])
 
 
-async def test_zstd_with_a_seek_table(tmp_path: Path) -> None:
-    """As the seekable format has it: frames, then a skippable frame with their sizes."""
-    frames = [(zstandard.compress(IMAGE[at : at + 100_000]), len(IMAGE[at : at + 100_000]))
-              for at in range(0, len(IMAGE), 100_000)]  # fmt: skip
+def seekable(content: bytes) -> bytes:
+    """As the seekable format of zstd has it: frames, then a skippable frame with their sizes."""
+    frames = [(zstandard.compress(content[at : at + 100_000]), len(content[at : at + 100_000]))
+              for at in range(0, len(content), 100_000)]  # fmt: skip
     entries = b"".join(struct.pack("<II", len(data), size) for data, size in frames)
     table = entries + struct.pack("<IBI", len(frames), 0, 0x8F92EAB1)
+    return b"".join(data for data, _ in frames) + struct.pack("<II", 0x184D2A5E, len(table)) + table
+
+
+async def test_several_seek_tables(tmp_path: Path) -> None:
+    """The last is that of the last file alone."""
     path = tmp_path / "image"
-    path.write_bytes(b"".join(data for data, _ in frames) + struct.pack("<II", 0x184D2A5E, len(table)) + table)
+    path.write_bytes(seekable(IMAGE[:100_000]) + seekable(IMAGE[100_000:200_000]))
+    await check(f"zstd::{path}", IMAGE[:200_000])
+    path.write_bytes(zstandard.compress(IMAGE[:300_000]) + seekable(IMAGE[300_000:]))
+    await check(f"zstd::{path}", IMAGE)
+
+
+async def test_zstd_with_a_seek_table(tmp_path: Path) -> None:
+    path = tmp_path / "image"
+    path.write_bytes(seekable(IMAGE))
     await check(f"zstd::{path}", IMAGE)
     base = Ram(path.read_bytes())
     async with open_unpacked(base, zstd.Zstd()) as source:
