@@ -58,7 +58,8 @@ async def read_table(disk: Source, sector: int) -> list[Partition]:
     if all(kind != _PROTECTIVE for kind, _, _ in entries):
         return await _read_mbr(disk, first, entries, sector or 512)
     for size in (sector,) if sector else (512, 4096):
-        if table := await _read_gpt(disk, size):
+        table = await _read_gpt(disk, size)
+        if table is not None:
             return table
     raise UserError("the GPT is damaged, and so is its copy at the end of the disk")
 
@@ -95,7 +96,8 @@ async def _read_mbr(disk: Source, first: bytes, entries: list[tuple[int, int, in
 async def _read_logical(disk: Source, start: int, count: int, sector: int) -> list[tuple[int, int]]:
     """(first sector, sectors) of the logical partitions in an extended one.
 
-    Each is described by a table of its own: its place from that table on, and the next table's from `start` on.
+    Each is described by a table of its own: its place from that table on, and the next table's from `start` on, in
+    either order.
     """
     found: list[tuple[int, int]] = []
     seen: set[int] = set()
@@ -109,12 +111,11 @@ async def _read_logical(disk: Source, start: int, count: int, sector: int) -> li
         entries = _mbr_entries(bytes(await read(disk, at * sector, 512)))
         if entries is None:
             raise UserError(f"the chain of logical partitions is broken at sector {at}")
-        (kind, first, length), (next_kind, next_first, _) = entries[:2]
-        if kind:
-            found.append((at + first, length))
-        if not next_kind or not next_first:
+        links = [first for kind, first, length in entries[:2] if kind in _EXTENDED and first and length]
+        found += [(at + first, length) for kind, first, length in entries[:2] if kind not in (0, *_EXTENDED) and length]
+        if not links:
             return found
-        at = start + next_first
+        at = start + links[0]
 
 
 # ---- GPT

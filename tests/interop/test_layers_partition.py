@@ -77,6 +77,21 @@ async def test_mbr_with_logical_partitions(disk: Path) -> None:
     assert await beginning(f"partition,uuid=deadbeef-06::{disk}") == b"partition 6"
 
 
+async def test_a_table_with_nothing_in_it(disk: Path) -> None:
+    subprocess.run(["sfdisk", "-q", disk], input="label: gpt\n", text=True, check=True)
+    await refused(f"partition::{disk}", "the table is empty")
+
+
+async def test_logical_partitions_whose_tables_begin_with_the_link_or_are_empty() -> None:
+    first = patched_mbr((0x05, 10, 80)) + bytes(9 * 512)
+    tables = [patched_mbr((0x05, 20, 10), (0x83, 1, 2)), patched_mbr((0x83, 1, 0), (0x05, 40, 10))]
+    disk = first + b"".join(table + bytes(19 * 512) for table in tables)
+    disk += patched_mbr((0x83, 1, 5)) + bytes(100 * 512)
+    for number, start, sectors in ((5, 11, 2), (6, 51, 5)):
+        found = await choose(Ram(disk), PartitionOptions(number=number))
+        assert (found.start, found.size) == (start * 512, sectors * 512)
+
+
 async def test_sectors_of_4096_bytes(tmp_path: Path) -> None:
     content = bytearray(SIZE)
     entries = bytearray(128 * 4)
