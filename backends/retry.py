@@ -13,7 +13,7 @@ from nbdfs.around import AroundLayer, Request
 from nbdfs.errors import SourceError, UsageError, reason
 from nbdfs.records import Record
 from nbdfs.registry import DURATION, INTEGER, LayerDriver, OpenContext, option
-from nbdfs.source import Source
+from nbdfs.source import Caps, Source
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class Retry(AroundLayer):
     """
 
     def __init__(self, below: Source, options: RetryOptions) -> None:
-        super().__init__(below)
+        super().__init__(below, without=Caps.IMMEDIATE)
         self._options = options
         self._retries = 0
 

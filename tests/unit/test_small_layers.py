@@ -149,6 +149,11 @@ async def test_retry_until_it_works(autojump_clock: MockClock, number: int) -> N
     assert trio.current_time() - start == pytest.approx(0.5 + 1 + 2)
 
 
+async def test_what_is_retried_waits_though_what_is_below_never_does() -> None:
+    async with open_stack("retry::memory:1M") as source:
+        assert Caps.IMMEDIATE not in source.info.caps
+
+
 @pytest.mark.parametrize(("delay", "waits"), [(1.0, 1 + 2 + 2.5 + 2.5), (60.0, 4 * 2.5)])
 async def test_retry_waits_no_longer_than_it_may(autojump_clock: MockClock, delay: float, waits: float) -> None:
     base = Ram(CONTENT)
