@@ -52,9 +52,15 @@ _FIXED: Mapping[str, Any] = {
     "whole_pieces_threshold": 0,  # pieces are shared among peers by the block
 }
 FINGERPRINT = b"-nB"  # the start of our peer ids, by which readers know each other
-_ENCRYPTION = {"allow": 1, "require": 0, "off": 2}  # libtorrent's enc_policy
+_POLICY = libtorrent.enc_policy
+_ENCRYPTION = {"allow": _POLICY.pe_enabled, "require": _POLICY.pe_forced, "off": _POLICY.pe_disabled}
 _NEW_SOCKETS = (libtorrent.peer_connect_alert, libtorrent.listen_succeeded_alert)
-_PROXIES = {"socks4": (1, 1), "socks5": (2, 3), "http": (4, 5)}  # libtorrent's proxy_type: without, with password
+_PROXY = libtorrent.proxy_type_t
+_PROXIES = {  # without and with a user name
+    "socks4": (_PROXY.socks4, _PROXY.socks4),
+    "socks5": (_PROXY.socks5, _PROXY.socks5_pw),
+    "http": (_PROXY.http, _PROXY.http_pw),
+}
 
 
 def settings(options: Options) -> dict[str, Any]:
