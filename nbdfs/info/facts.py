@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -67,7 +68,7 @@ class Facts:
         """Lines for people."""
         facts = self.as_json()
         kind, name = ("source", facts.pop("source")) if self.source else ("export", facts.pop("export-name"))
-        yield f'{kind}="{printable(name)}":'
+        yield f"{kind}={printable(json.dumps(name, ensure_ascii=False))}:"
         pretty = facts.pop("export-size-str")
         size = facts.pop("export-size")
         if description := facts.pop("description", ""):

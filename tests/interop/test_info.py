@@ -142,6 +142,19 @@ def test_colours_are_shown_when_asked_for_and_say_no_more() -> None:
     assert b"\033[32m\tcan_trim: true\033[0m" in nbdfs("info", "--color", "memory:1M").stdout
 
 
+@pytest.mark.parametrize("name", ['a"b', "back\\slash", "é日", "plain"])
+def test_the_name_of_an_export_is_written_as_nbdinfo_writes_it(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"abc")
+    server = ["file", f"dir={tmp_path}"]
+    own, theirs = served(server, command("info", "--list", "$uri"), ["nbdinfo", "--list", "$uri"])
+    heads = [[line for line in told.splitlines() if line.startswith("export=")] for told in (own, theirs)]
+    assert heads[0] == heads[1] != []
+
+
+def test_a_name_does_not_command_the_terminal() -> None:
+    assert b'source="data:\\"\\u202e\\" # \\u001b[31m":' in nbdfs("info", 'data:"\u202e" # \033[31m').stdout
+
+
 def test_a_chart_and_a_picture(tmp_path: Path) -> None:
     lines = nbdfs("info", "--map", "--chart", "--no-color", DATA).stdout.decode().splitlines()
     assert len(lines) == 17
