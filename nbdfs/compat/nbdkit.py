@@ -132,18 +132,21 @@ def _spec(name: str, words: Sequence[str], filters: Sequence[str]) -> Spec:
     taken = [dict(_filter(name).fixed) for name in filters]
     options = dict(plugin.fixed)
     argument = plugin.default
+    given = False
     for key, value in pairs:
         at = next((at for at, filter in enumerate(filters) if key in _filter(filter).keys), None)
         if at is not None:
             taken[at] |= _options(key, _filter(filters[at]).keys[key], value)
         elif key in plugin.argument:
-            argument = plugin.made(value)
+            argument, given = plugin.made(value), True
         elif key in plugin.keys:
             options |= _options(key, plugin.keys[key], value)
         elif plugin.source == "data" and key.isidentifier():
             os.environ[key] = value  # a variable of the string, which looks there for it
         else:
             raise UsageError(f"nbdkit: neither {name} nor its filters have a key '{key}' here")
+    if plugin.argument and not (given or plugin.default):
+        raise UsageError(f"nbdkit: {name} needs {plugin.argument[0]}=")
     layers = tuple(
         Segment(_filter(filter).layer, tuple(own.items()))
         for filter, own in zip(filters, taken, strict=True)
@@ -197,6 +200,8 @@ def _service(arguments: argparse.Namespace) -> Service:
         arguments.unix, arguments.ipaddr, arguments.port, arguments.vsock, arguments.exportname
     )
     if arguments.single:
+        if uris or private or arguments.run is not None:
+            raise UsageError("-s goes with no address and no --run")
         place = Place(stdio=True)
     elif uris or private or os.environ.get("LISTEN_FDS"):
         place = Place(uris, private)

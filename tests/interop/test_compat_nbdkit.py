@@ -117,6 +117,9 @@ def test_a_server_on_a_socket_behind_it(serve: Server) -> None:
         (("-p", "65536", "memory", "1M"), "no port"),
         ((), "a plugin is missing"),
         (("-s", "--dump-plugin", "null"), "--dump-plugin serves nobody"),
+        (("memory",), "memory needs size="),
+        (("-s", "memory", "1M", "--run", "true"), "-s goes with no address and no --run"),
+        (("-s", "-U", "-", "memory", "1M"), "-s goes with no address and no --run"),
     ],
 )
 def test_what_is_not_known_is_an_error(words: tuple[str, ...], complains: str) -> None:
