@@ -22,7 +22,7 @@ from nbdfs.copying.resume import StateFile
 from nbdfs.copying.sides import Sides
 from nbdfs.copying.verify import CompareOutput, forget_cached
 from nbdfs.copying.way import Way
-from nbdfs.errors import UserError, reason
+from nbdfs.errors import SourceError, UserError, reason
 from nbdfs.progress import Display, Progress, showing
 from nbdfs.ranges import RangeSet
 from nbdfs.spec import Spec
@@ -167,7 +167,9 @@ class _Job:
                 await trio.sleep(_SAVE_INTERVAL)
                 await self._save_state()
         except OSError as error:
-            self.engine.failure = CopyError(f"cannot keep the state file {self.options.resume}: {reason(error)}")
+            flushing = isinstance(error, SourceError)
+            what = "flush the destination" if flushing else f"keep the state file {self.options.resume}"
+            self.engine.failure = CopyError(f"cannot {what}: {reason(error)}")
             scope.cancel()
 
     async def _save_state(self) -> None:

@@ -77,6 +77,16 @@ def test_a_state_that_cannot_be_kept_ends_the_copy(tmp_path: Path, monkeypatch: 
     assert said.endswith("its state could not be kept (No space left on device)")
 
 
+def test_a_flush_that_fails_before_its_state_is_kept_is_told_as_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job, "_SAVE_INTERVAL", 0.01)
+    (tmp_path / "new").write_bytes(bytes(1 << 20))
+    options = CopyOptions(resume=str(tmp_path / "state"), requests=1, connections=1, request_size=4096)
+    with pytest.raises(UserError, match=r"^cannot flush the destination: error: Input/output error"):
+        copy(parse("delay,read=10::pattern:1M"), parse(f"error,flush-rate=1::{tmp_path}/new"), options)
+
+
 def test_a_flush_that_fails_is_told_without_a_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(_: int) -> None:
         raise OSError(errno.EIO, "Input/output error")
