@@ -152,7 +152,7 @@ class Connection:
         self._reception.machine = self._machine
         self._output.failed = self._reading.cancel
         self._memory = self._server.memory_of(export)
-        self._output.wanted = self._memory.wanted
+        self._output.wanted = self._reception.wanted = self._memory.wanted
         immediate = Caps.IMMEDIATE in export.source.info.caps and not export.before_access
         borrows = immediate and facts.maximum <= self._limits.client_memory
         self.operations = Operations(export, self._machine, self._output, borrows=borrows)

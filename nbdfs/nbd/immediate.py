@@ -49,6 +49,7 @@ class Immediate:
     ) -> None:
         self._buffers = buffers
         self._memory = memory
+        self._most = memory.limit
         self._source = source
         self._machine = machine
         self._operations = operations
@@ -67,7 +68,7 @@ class Immediate:
 
     async def request(self, request: Request) -> bool:
         """Carry out a request, unless it is too large; whether it was done.  If not, nothing is borrowed any more."""
-        if request.length > self._memory.limit:
+        if request.length > self._most:
             await self._flush()
             return False
         if request.command == nbd.CMD_READ:

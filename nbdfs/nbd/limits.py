@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Awaitable, Callable
 
 import trio
 
@@ -10,6 +11,7 @@ from nbdfs.records import Record
 from nbdfs.undo import unless_done
 
 OVERHEAD = 32 << 10  # bytes that a request counts for beside its own
+_PATIENCE = 5.0  # seconds to wait for a client that holds memory which others want
 
 
 class Limits(Record):
@@ -91,3 +93,20 @@ class Memory:
             size, event = self._waiting.popleft()
             self._used += size
             event.set()
+
+
+async def given_up(wait: Callable[[], Awaitable[None]], most: float, wanted: Callable[[], bool]) -> float:
+    """Wait for a client; the seconds after which it was given up, 0 if it was not.
+
+    That is after `most`, and sooner where the memory it holds is `wanted`.
+    """
+    waited = 0.0
+    while waited < most:
+        seconds = min(_PATIENCE, most - waited)
+        with trio.move_on_after(seconds):
+            await wait()
+            return 0.0
+        waited += seconds
+        if wanted():
+            break
+    return waited

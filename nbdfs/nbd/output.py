@@ -19,9 +19,9 @@ from typing import Any, cast
 
 import trio
 
+from nbdfs.nbd.limits import given_up
 from nbdfs.nbd.stream import Buffer, Stream
 
-_PATIENCE = 5.0  # seconds for a peer to take more where others wait for the memory that its replies hold
 _BUFFERS = (bytes, memoryview)  # made once: it is looked at for every part
 
 
@@ -186,15 +186,8 @@ class Output:
         self._give_back()
 
     async def _writable(self) -> None:
-        waited = 0.0
-        while waited < self._stall:
-            seconds = min(_PATIENCE, self._stall - waited)
-            with trio.move_on_after(seconds):
-                return await self.stream.writable()
-            waited += seconds
-            if self.wanted():
-                break
-        raise ConnectionError(errno.ETIMEDOUT, f"it has taken no reply for {waited:g} s")
+        if seconds := await given_up(self.stream.writable, self._stall, self.wanted):
+            raise ConnectionError(errno.ETIMEDOUT, f"it has taken no reply for {seconds:g} s")
 
 
 def drop_sent(queue: list[Any], sent: int) -> int:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import trio
 
 from nbdfs import eager
-from nbdfs.nbd.limits import Limits
+from nbdfs.nbd.limits import Limits, given_up
 from nbdfs.nbd.proto.events import ProtocolError
 from nbdfs.nbd.proto.input import Input
 from nbdfs.nbd.proto.transmission import ServerTransmission
@@ -51,6 +51,7 @@ class Reception:
         self.stream = stream
         self.input = Input()
         self.machine: ServerTransmission | None = None  # once the handshake is over
+        self.wanted: Callable[[], bool] = lambda: False  # whether others wait for the memory that a payload fills
         self.header_alone = False  # whether the next header comes without what is behind it, which can go in place then
         self._limits = limits
         self._alone = alone
@@ -104,10 +105,12 @@ class Reception:
         done = 0
         while done < len(buffer):
             count = self.part(buffer[done:])
-            if count == WOULD_BLOCK:
-                await self.rest_to_come()
-            else:
+            if count != WOULD_BLOCK:
                 done += count
+                continue
+            eager.uncork()
+            if seconds := await given_up(self.stream.readable, self._limits.stall, self.wanted):
+                raise ConnectionError(errno.ETIMEDOUT, f"nothing came of a payload for {seconds:g} s")
 
     def part(self, buffer: memoryview, *, look: bool = False) -> int:
         """Receive what is there of a payload, with `look` after looking for it a moment: its length, or WOULD_BLOCK."""

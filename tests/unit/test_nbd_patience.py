@@ -107,12 +107,14 @@ async def test_a_stop_does_not_wait_for_who_does_not_shake_hands(autojump_clock:
         assert trio.current_time() - began < server.limits.stop
 
 
-async def test_who_takes_no_replies_is_dropped_sooner_where_others_wait_for_memory(
-    autojump_clock: trio.testing.MockClock,
+@pytest.mark.parametrize("command", [nbd.CMD_READ, nbd.CMD_WRITE])
+async def test_who_stalls_is_dropped_sooner_where_others_wait_for_memory(
+    autojump_clock: trio.testing.MockClock, command: int
 ) -> None:
+    """A client that takes no replies, and one whose payload does not come."""
     limits = Limits(export_memory=LARGE)
     async with serving(limits, f"delay,read=1ms::memory:{LARGE}") as server, entered(server, "0") as stalled:
-        await stalled.send_all(request(nbd.CMD_READ, 1, 0, LARGE))
+        await stalled.send_all(request(command, 1, 0, LARGE))
         await trio.sleep(limits.stall / 2)  # alone it is waited for
         async with entered(server, "0") as other:
             began = trio.current_time()
