@@ -28,7 +28,7 @@ def fd(tmp_path: Path) -> Iterator[int]:
 def test_a_piece_comes_as_one_chunk_and_then_ends(fd: int) -> None:
     intake = FileIntake(fd, 4096, splices=True)
     assert not intake.busy
-    intake.begin(move := Move(Piece(100, 50, Kind.DATA)))
+    intake.begin([move := Move(Piece(100, 50, Kind.DATA))])
     assert intake.busy
     assert intake.hear() == Chunk(move, 100, 50)
     assert intake.take(100, 50) == b"x" * 50

@@ -11,7 +11,7 @@ import threading
 import time
 
 from nbdfs.copying.direct.work import Work
-from nbdfs.copying.plan import Planner
+from nbdfs.copying.plan import Kind, Planner
 from nbdfs.source import Caps, Extent, SourceInfo
 
 STEP = 64 << 10
@@ -57,6 +57,35 @@ def test_lanes_share_the_pieces() -> None:
     assert copy.work.counters.copied == PIECES * STEP
     assert copy.flushes == 1
     assert not copy.halted.is_set()
+
+
+class SlowDisk(Disk):
+    """One whose map comes in two parts, the second one when it is `told`."""
+
+    def __init__(self) -> None:
+        self.asked, self.told = threading.Event(), threading.Event()
+
+    async def extents(self, offset: int, length: int) -> list[Extent]:
+        if offset:
+            self.asked.set()
+            assert self.told.wait(60)
+        return [Extent(offset, length // 2 if not offset else length, 0)]
+
+
+def test_pieces_that_are_left_do_not_wait_for_the_next_window() -> None:
+    disk = SlowDisk()
+    work = Work(Planner(disk, None, step=STEP), disk.info.size)
+    assert work.next() == (0, STEP, Kind.DATA)
+    ahead = threading.Thread(target=work.plan_ahead, args=[None])
+    ahead.start()
+    assert disk.asked.wait(60)
+    work.plan_ahead(None)  # which another lane does
+    assert work.next() == (STEP, STEP, Kind.DATA)
+    disk.told.set()
+    ahead.join(60)
+    left = [work.next() for _ in range(PIECES - 1)]
+    assert [piece.offset for piece in left if piece] == [at * STEP for at in range(2, PIECES)]
+    assert left[-1] is None
 
 
 def test_a_lane_that_is_not_let_in_holds_up_nothing() -> None:

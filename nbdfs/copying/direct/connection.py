@@ -10,7 +10,7 @@ import contextlib
 import errno
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 from nbdfs.copying.direct.blocking import at_once
@@ -33,11 +33,10 @@ _ON_THE_WAY = 1 << 20  # bytes sent that a local server need not have taken yet:
 class Request(Pending):
     """A request of a lane, which keeps its own notes on it in `note`."""
 
-    __slots__ = ("done", "note")
+    __slots__ = ("note",)
 
     def __init__(self, command: int, offset: int, length: int, flags: int = 0, *, note: Any = None) -> None:
         super().__init__(command, offset, length, flags)
-        self.done = False
         self.note = note
 
 
@@ -133,17 +132,32 @@ class Connection:
 
     def begin(self, request: Request, payload: memoryview | None = None, *, payload_follows: bool = False) -> None:
         """Send a request.  A payload that is not given here follows by other means."""
-        request.cookie = self._next_cookie
-        self._next_cookie += 1
-        self.replies.in_flight[request.cookie] = request
-        header = request.message(False)
+        header = self._header(request)
         if payload is None:
             self._checked(self.socket.sendall, header, socket.MSG_MORE if payload_follows else 0)
             return
         sent = self._checked(self.socket.sendmsg, [header, payload])
-        if sent < len(header):
-            self._checked(self.socket.sendall, header[sent:])
-        self._checked(self.socket.sendall, payload[max(sent - len(header), 0) :])
+        for rest in (header[sent:], payload[max(sent - len(header), 0) :]):
+            if rest:
+                self._checked(self.socket.sendall, rest)
+
+    def begin_all(self, requests: Iterable[Request]) -> None:
+        """Send requests without payloads, together."""
+        self._checked(self.socket.sendall, b"".join([self._header(request) for request in requests]))
+
+    def _header(self, request: Request) -> bytes:
+        """What to send first; the request is in flight then."""
+        request.cookie = self._next_cookie
+        self._next_cookie += 1
+        self.replies.in_flight[request.cookie] = request
+        return request.message(False)
+
+    def reply_here(self) -> Request | None:
+        """The next request whose reply is complete, if all of it was received."""
+        try:
+            return self.replies.next_event()
+        except ProtocolError as error:
+            raise self._lose(f"{self.name} broke the protocol: {error}") from error
 
     def reply(self, *, wait: bool) -> Request | None:
         """The next request whose reply is complete.
@@ -152,16 +166,12 @@ class Connection:
         """
         replies = self.replies
         while True:
-            try:
-                request = replies.next_event()
-            except ProtocolError as error:
-                raise self._lose(f"{self.name} broke the protocol: {error}") from error
+            request = self.reply_here()
             if request is not None:
-                request.done = True
                 return request
-            if replies.reading is not None:
-                return None
             if replies.payload_left:
+                if replies.reading is not None:
+                    return None
                 replies.payload_received(self.receive(replies.place()))
                 continue
             begun = wait or len(self._input) > 0

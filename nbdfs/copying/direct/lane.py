@@ -8,6 +8,7 @@ Invariants
 * A piece has arrived when all of it was read and all that was written or zeroed for it was answered.
 * Who waits for one side holds up the other by no more than the replies to what is in flight, which are a few bytes each
   and have room in any socket.
+* A map that the plan asks for is one more thing in flight: what comes meanwhile is moved on.
 * A header that announces a payload is followed by all of it, or both ends are given up.
 """
 
@@ -17,7 +18,7 @@ import contextlib
 import fcntl
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from nbdfs.copying.direct.connection import LostError
@@ -32,7 +33,8 @@ from nbdfs.undo import unless_done
 log = logging.getLogger(__name__)
 
 _PIPE = 1 << 20  # bytes; what an unprivileged process may have
-_DENSE = 8  # chunks without zeroes after which only one in so many is looked at
+_GROWTH = 8  # chunks without zeroes for each one after them that is not looked at
+_UNSEEN = 64  # chunks; the most between two that are looked at
 
 
 class Move:
@@ -56,6 +58,10 @@ class Chunk(NamedTuple):
     length: int
 
 
+class _FailedError(Exception):
+    """What was under way has failed while the lane was asked for a map."""
+
+
 class End(Protocol):
     """What a lane has of one end.  Methods raise SourceError, or LostError once the end is of no use any more."""
 
@@ -74,8 +80,8 @@ class End(Protocol):
 class Intake(End, Protocol):
     """The source's end of a lane."""
 
-    def begin(self, move: Move) -> None:
-        """Ask for the data of a piece."""
+    def begin(self, moves: Sequence[Move]) -> None:
+        """Ask for the data of pieces."""
 
     def hear(self) -> Chunk | Move | None:
         """Wait for what comes next: a chunk, which must be taken then, the move of a piece that has ended, or None."""
@@ -126,7 +132,9 @@ class Lane:
         self._depth = depth
         self._sparse = sparse
         self._moves = 0  # under way
+        self._asked = 0  # of those, what is still to come from the source
         self._dense = 0  # chunks since one had zeroes
+        self._look_at = 0  # the one of those in which zeroes are looked for next
         self._splices = source.splices and destination.splices
         self.ended = False  # its thread has left the ends to others
         self._pipe = (-1, -1)
@@ -140,7 +148,7 @@ class Lane:
             self._go_on()
         except LostError as error:
             log.info("a lane ends: %s", error)
-        except SourceError as error:
+        except (SourceError, _FailedError) as error:
             self._work.fail(str(error))
         finally:
             for fd in self._pipe:
@@ -155,34 +163,42 @@ class Lane:
         """The map of a side that is an export, for the plan; what is in flight moves on meanwhile.  Raises OSError."""
         side: Any = self._source if of_source else self._destination
         request = side.begin_status(offset, length)
-        while not request.done:
-            if of_source:
-                self._hear_source()
-            else:
-                self._hear_destination(wait=True)
+        try:
+            while not request.done:
+                if of_source:
+                    self._hear_source()
+                else:
+                    self._hear_destination(wait=True)
+        except SourceError as error:
+            raise _FailedError(str(error)) from error  # which is no answer about the map
         return side.map_of(request)  # type: ignore[no-any-return]
 
     def _go_on(self) -> None:
-        while True:
-            while self._moves < self._depth and (piece := self._work.next(self)):
-                self._begin(piece)
+        few = self._depth * 3 // 4  # as long as more is to come, room for new pieces can wait
+        while self._begin_pieces():
             if self._source.busy:
-                if self._hear_source():
+                if self._hear_source() and self._asked <= few:
                     self._hear_destination(wait=False)
             elif self._destination.busy:
                 self._hear_destination(wait=True)
-            else:
-                return
 
-    def _begin(self, piece: Piece) -> None:
-        move = Move(piece)
-        move.waiting = 1
-        self._moves += 1
-        if piece.kind is Kind.DATA:
-            self._source.begin(move)
-        else:
-            self._zero(move, piece.offset, piece.length)
-            self._settled(move)
+    def _begin_pieces(self) -> bool:
+        """Begin as many as may be under way; whether any is."""
+        self._work.plan_ahead(self)
+        to_read = []
+        while self._moves < self._depth and (piece := self._work.next(self, wait=not self._moves)):
+            move = Move(piece)
+            move.waiting = 1
+            self._moves += 1
+            if piece.kind is Kind.DATA:
+                to_read.append(move)
+            else:
+                self._zero(move, piece.offset, piece.length)
+                self._settled(move)
+        if to_read:
+            self._asked += len(to_read)
+            self._source.begin(to_read)
+        return self._moves > 0
 
     def _hear_source(self) -> bool:
         """Move on what comes next; whether a piece has ended with it."""
@@ -192,6 +208,7 @@ class Lane:
             return False
         if heard is None:
             return False
+        self._asked -= 1
         start = heard.piece.offset
         if heard.chunks.total < heard.piece.length:  # the others were called holes
             for first, last, data in heard.chunks.runs(start, start + heard.piece.length):
@@ -207,20 +224,27 @@ class Lane:
     def _pass_on(self, chunk: Chunk) -> None:
         move, offset, length = chunk
         move.chunks.add(offset, offset + length)
-        looks = self._dense < _DENSE or self._dense % _DENSE == 0
-        self._dense += 1
-        if self._splices and not looks:
+        if self._splices and not self._looks():
             self._splice(move, offset, length)
             move.copied += length
             return
         for at, size in pieces(offset, length, self._destination.step):
             self._search(move, at, self._source.take(at, size))
 
+    def _looks(self) -> bool:
+        """Whether zeroes are looked for in the next chunk: the more chunks had none, the less often."""
+        number = self._dense
+        self._dense += 1
+        if number < self._look_at:
+            return False
+        self._look_at = number + 1 + min(number // _GROWTH, _UNSEEN)
+        return True
+
     def _search(self, move: Move, offset: int, data: memoryview) -> None:
         """Write data, and zero where it is zero."""
         for start, stop, zero in runs(data, offset, self._sparse):
             if zero:
-                self._dense = 0
+                self._dense = self._look_at = 0
                 self._zero(move, offset + start, stop - start)
             else:
                 self._destination.write(move, offset + start, data[start:stop])

@@ -7,7 +7,7 @@ import mmap
 import os
 import threading
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from nbdfs.copying import files
 from nbdfs.copying.direct.lane import Chunk, Move
@@ -108,8 +108,9 @@ class FileIntake:
     def busy(self) -> bool:
         return bool(self._coming)
 
-    def begin(self, move: Move) -> None:
-        self._coming += Chunk(move, move.piece.offset, move.piece.length), move
+    def begin(self, moves: Sequence[Move]) -> None:
+        for move in moves:
+            self._coming += Chunk(move, move.piece.offset, move.piece.length), move
 
     def hear(self) -> Chunk | Move:
         return self._coming.popleft()

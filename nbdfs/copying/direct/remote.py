@@ -7,7 +7,7 @@ import mmap
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from nbdfs.copying.direct.connection import Connection, LostError, Request, connect
 from nbdfs.copying.direct.lane import Chunk, Move
@@ -187,11 +187,14 @@ class RemoteIntake(_Port):
         self._flags = flags  # of a READ
         self._buffer = memoryview(mmap.mmap(-1, longest))
 
-    def begin(self, move: Move) -> None:
+    def begin(self, moves: Sequence[Move]) -> None:
+        self._connection.begin_all([self._read(move) for move in moves])
+
+    def _read(self, move: Move) -> Request:
         offset, length, _ = move.piece
         request = Request(nbd.CMD_READ, offset, length, self._flags, note=move)
         request.buffer = self._buffer[:length]
-        self._connection.begin(request)
+        return request
 
     def hear(self) -> Chunk | Move | None:
         request = self._connection.reply(wait=True)
@@ -256,17 +259,20 @@ class RemoteOutlet(_Port):
             offset += len(data)
 
     def hear(self, *, wait: bool) -> Iterator[Move]:
-        while self.busy and (request := self._connection.reply(wait=wait)):
-            wait = False
+        request = self._connection.reply(wait=wait) if self.busy else None
+        while request:
             move: Move | None = request.note
-            if move is None:
-                continue  # somebody waits for it
-            if request.command == nbd.CMD_WRITE_ZEROES and request.error and request.error.errno == errno.ENOTSUP:
-                self._zeroes = False
-                self.zero(move, request.offset, request.length)
-            else:
-                self._check(request)
-            yield move
+            if move:  # else somebody waits for it
+                self._answered(request, move)
+                yield move
+            request = self._connection.reply_here()
+
+    def _answered(self, request: Request, move: Move) -> None:
+        if request.command == nbd.CMD_WRITE_ZEROES and request.error and request.error.errno == errno.ENOTSUP:
+            self._zeroes = False
+            self.zero(move, request.offset, request.length)
+        else:
+            self._check(request)
 
     def flush(self) -> None:
         if not self._connection.export.has(nbd.FLAG_SEND_FLUSH):

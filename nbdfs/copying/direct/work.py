@@ -1,6 +1,7 @@
 """What the lanes of one copy share: the plan, what was done, and how it ended.
 
-Each lane is a thread.  It takes pieces from `next`, in order, and reports each one once it is at the destination.
+Each lane is a thread.  It takes pieces from `next`, in order, and reports each one once it is at the destination.  When
+few are left, one lane plans the next window, while the others go on with those.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from nbdfs.undo import unless_done
 T = TypeVar("T")
 
 _INTERVAL = 0.2  # seconds between two looks at the lanes
+_FEW = 32  # pieces; so many keep the other lanes busy while one plans
 _STOP_TIMEOUT = 1.0  # seconds that a lane may take to hear that it must stop
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -67,23 +69,46 @@ class Work:
         self.asking: Any = None  # the lane for which the next window is planned
         self._planner = planner
         self._ready: deque[Piece] = deque()
+        self._planned = False  # all there is; no piece becomes ready after that
         self._planning = threading.Lock()  # held while a window is planned: the pieces stay in order
         self._reporting = threading.Lock()
         self._stopped = threading.Event()
         self._ended = threading.Event()  # set when a step is done, cleared by who waits, before looking
 
-    def next(self, lane: Any = None) -> Piece | None:
-        """The next piece that needs a lane, None if there is no more.  `lane` is who asks, should the plan ask back."""
+    def next(self, lane: Any = None, *, wait: bool = True) -> Piece | None:
+        """The next piece that needs a lane; None if there is no more, or without `wait` if none is planned yet.
+
+        `lane` is who asks, should the plan ask back.
+        """
         while not self._stopped.is_set():
-            with self._planning:
-                if not self._ready:
-                    self.asking = lane
-                    self._ready.extend(at_once(self._planner.window()))
-                piece = self._ready.popleft() if self._ready else None
-            if piece is None or piece.kind is not Kind.SKIP:
+            planned = self._planned  # looked at before the pieces are
+            try:
+                piece = self._ready.popleft()
+            except IndexError:
+                if planned or not wait:
+                    return None
+                with self._planning:
+                    if not self._ready:
+                        self._plan(lane)
+                continue
+            if piece.kind is not Kind.SKIP:
                 return piece
             self.arrived(piece, copied=0, zeroed=0)
         return None
+
+    def plan_ahead(self, lane: Any) -> None:
+        """Plan the next window if few pieces are left, unless another lane does."""
+        if len(self._ready) < _FEW and not self._planned and self._planning.acquire(blocking=False):
+            try:
+                self._plan(lane)
+            finally:
+                self._planning.release()
+
+    def _plan(self, lane: Any) -> None:
+        self.asking = lane
+        window = at_once(self._planner.window())
+        self._ready.extend(window)
+        self._planned = not window
 
     def arrived(self, piece: Piece, *, copied: int, zeroed: int) -> None:
         """A piece is at the destination: so many of its bytes copied or zeroed, the others right before."""
