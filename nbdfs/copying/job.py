@@ -198,13 +198,13 @@ class _Job:
         """Compare what was written with the source, read once more; give what is wrong."""
         assert self.sides.source and self.sides.destination
         forget_cached(self.sides.destination)
-        planner = Planner(self.sides.source, None, step=self.options.request_size, extents=self.options.extents)
+        planner = Planner(self.sides.source, None, step=self.options.longest(), extents=self.options.extents)
         check = Engine(
             DeviceInput(self.sides.source, planner),
-            CompareOutput(self.sides.destination, self.options.request_size),
+            CompareOutput(self.sides.destination, self.options.longest()),
             Progress(self.progress.total),
             workers=self.engine.workers,
-            request_size=self.options.request_size,
+            request_size=self.options.longest(),
             retry=self.options.retry,
         )
         async with showing(check.progress, self.display):

@@ -10,21 +10,24 @@ from nbdfs.source import SourceInfo
 
 SPARSE = 4096  # bytes; the least block in which zeroes are looked for
 LARGEST_ALIGN = 64 << 10  # bytes; a preferred block size above that is a wish too costly to follow
+REQUEST = 1 << 20  # bytes
+NEAR_REQUEST = 512 << 10  # bytes; what a processor's cache holds on its way from one process to the next
 LARGEST_REQUEST = 32 << 20  # bytes; NBD clients and servers agree on no more
 
 
 class CopyOptions(Record):
     """How to copy.  Sizes in bytes; `sparse` None chooses a block size, 0 looks for no zeroes.
 
-    `blank` says that the destination reads as zero everywhere.  `compare_zeroes` asks the destination which ranges are
-    zero already and leaves those alone.  `rate` in bytes a second, 0 for no limit.  `digests` are names of hashlib,
-    `block_hash` as `BlockHash` reads it, None for none.  `resume` names the state file.
+    `request_size` None chooses what is usual for the ends.  `blank` says that the destination reads as zero everywhere.
+    `compare_zeroes` asks the destination which ranges are zero already and leaves those alone.  `rate` in bytes a
+    second, 0 for no limit.  `digests` are names of hashlib, `block_hash` as `BlockHash` reads it, None for none.
+    `resume` names the state file.
     """
 
     connections: int = 4
     requests: int = 64
     queue_size: int = 16 << 20
-    request_size: int = 1 << 20
+    request_size: int | None = None
     sparse: int | None = None
     allocated: bool = False
     blank: bool = False
@@ -39,9 +42,13 @@ class CopyOptions(Record):
     block_hash: str | None = None
     resume: str = ""
 
+    def longest(self, usual: int = REQUEST) -> int:
+        """Bytes of the longest request."""
+        return self.request_size or usual
+
     def check(self) -> None:
         """Raise UsageError for numbers that make no sense."""
-        if not 1 <= self.request_size <= LARGEST_REQUEST:
+        if self.request_size is not None and not 1 <= self.request_size <= LARGEST_REQUEST:
             raise UsageError(f"the request size is 1 to {LARGEST_REQUEST} bytes, not {self.request_size}")
         if self.sparse and self.sparse & (self.sparse - 1):
             raise UsageError(f"the block in which zeroes are looked for is a power of two, not {self.sparse}")

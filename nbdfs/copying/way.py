@@ -48,7 +48,7 @@ class Way:
         """What copies all but what is `done`."""
         options = self._options
         blank = options.blank or (self._sides.created and not options.allocated)
-        workers = max(1, min(options.requests * options.connections, options.queue_size // options.request_size))
+        workers = max(1, min(options.requests * options.connections, options.queue_size // options.longest()))
         if self._plain:
             workers = _FILE_WORKERS
         if self._resident or options.synchronous:
@@ -59,7 +59,7 @@ class Way:
             output,
             progress,
             workers=workers,
-            request_size=options.request_size,
+            request_size=options.longest(),
             files=self._plain,
             hashers=self._hashers,
             retry=0 if isinstance(output, StreamOutput) else options.retry,  # a part of it may be out already
@@ -85,7 +85,7 @@ class Way:
         planner = Planner(
             sides.source,
             sides.destination if options.compare_zeroes else None,
-            step=STEP if self._plain else options.request_size,
+            step=STEP if self._plain else options.longest(),
             align=self._align(),
             extents=options.extents,
             short_holes=options.sparse != 0 and not self._plain,
@@ -111,5 +111,5 @@ class Way:
     def _align(self) -> int:
         """What the edges of data are rounded to: the destination's preferred block."""
         block = self._sides.destination.info.block.preferred if self._sides.destination else 1
-        usable = block & (block - 1) == 0 and block <= min(LARGEST_ALIGN, self._options.request_size)
-        return block if usable and self._options.request_size % block == 0 else 1
+        usable = block & (block - 1) == 0 and block <= min(LARGEST_ALIGN, self._options.longest())
+        return block if usable and self._options.longest() % block == 0 else 1

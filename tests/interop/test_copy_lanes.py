@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -117,6 +118,22 @@ def test_dense_data_goes_from_a_file_through_the_kernel(folders: tuple[Path, Pat
         assert summary("--request-size=64k", image, two)["copied"] == 5 * MIB + 7
         assert summary("--request-size=64k", two, back)["copied"] == 5 * MIB + 7
     assert back.read_bytes() == image.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("words", "length"), [([], 512 << 10), (["--request-size=1M"], MIB), (["--request-size=64k"], 64 << 10)]
+)
+def test_the_size_of_a_request_is_the_wanted_one_or_suits_the_servers(
+    words: list[str], length: int, folders: tuple[Path, Path]
+) -> None:
+    log = folders[0] / "log"
+    with (
+        nbdkit(folders[0], "--filter=log", "pattern", "4M", f"logfile={log}") as one,
+        nbdkit(folders[1], "memory", "4M") as two,
+    ):
+        summary(*words, one, two)
+    counts = re.findall(r" Read .* count=(\w+) ", log.read_text())
+    assert {int(count, 16) for count in counts} == {length}
 
 
 def test_what_is_thrown_away_is_read(folders: tuple[Path, Path]) -> None:

@@ -20,11 +20,15 @@ log = logging.getLogger(__name__)
 
 
 class End(Protocol):
-    """One end of a copy: how many lanes it takes, and whether they may wait for something far away."""
+    """One end of a copy: how many lanes it takes, and whether they may wait for something far away.
+
+    `request` is how many bytes it is well asked for at once.
+    """
 
     name: str
     lanes: int
     far: bool
+    request: int
     work: Work  # set once it is planned
 
     @property
@@ -110,7 +114,8 @@ class LaneCopy:
         """Plan the copy."""
         source, destination, options = self._source, self._destination, self._options
         blocks = source.info.block, destination.info.block
-        self._longest = min(options.request_size, *(block.maximum for block in blocks))
+        usual = max(end.request for end in self._ends)
+        self._longest = min(options.longest(usual), *(block.maximum for block in blocks))
         align = blocks[1].preferred
         if align > min(LARGEST_ALIGN, self._longest) or self._longest % align:
             align = 1

@@ -13,7 +13,7 @@ from nbdfs.copying import files
 from nbdfs.copying.direct.lane import Chunk, Move
 from nbdfs.copying.direct.mapped import MappedFile
 from nbdfs.copying.direct.work import Work
-from nbdfs.copying.options import LARGEST_REQUEST
+from nbdfs.copying.options import LARGEST_REQUEST, NEAR_REQUEST, REQUEST
 from nbdfs.copying.plain import BUFFER, Writeback
 from nbdfs.errors import SourceError, reason
 from nbdfs.fileio import read_whole, write_whole
@@ -28,6 +28,7 @@ class _Local:
 
     lanes = _MOST_LANES
     far = False
+    request = NEAR_REQUEST
     created = False
     blank = True
     map = None
@@ -64,6 +65,7 @@ class FileDestination(_Local):
     """A file to be made, or replaced, once the size is known."""
 
     flushes = True
+    request = REQUEST
     info = SourceInfo(0, Caps.WRITE | Caps.FLUSH, BlockSize())
 
     def accept(self, size: int) -> None:

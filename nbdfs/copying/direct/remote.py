@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from nbdfs.copying.direct.connection import Connection, LostError, Request, connect
 from nbdfs.copying.direct.lane import Chunk, Move
 from nbdfs.copying.direct.work import Work
-from nbdfs.copying.options import LARGEST_REQUEST, CopyOptions
+from nbdfs.copying.options import LARGEST_REQUEST, NEAR_REQUEST, REQUEST, CopyOptions
 from nbdfs.copying.zeroes import zero_pieces
 from nbdfs.errors import SourceError, UserError
 from nbdfs.nbd.proto import constants as nbd
@@ -67,6 +67,7 @@ class RemoteEnd:
         self._lock = threading.Lock()  # of `_connections` and `_halted`
         self.name = str(remote.uri)
         self.far = isinstance(remote.uri.address, Tcp)
+        self.request = REQUEST if self.far else NEAR_REQUEST
         with unless_done(self.close):
             try:
                 self._spare: Connection | None = connect(remote.uri, remote.timeout, self._opened)
