@@ -129,6 +129,9 @@ class Sides:
                 self.output_fd = files.open_stream(path, os.O_WRONLY)
                 stack.callback(os.close, self.output_fd)
                 return
+        state = self.options.resume
+        if path and state and not os.path.exists(path):
+            raise UserError(f"{path} is gone, but the state of its copy is there: remove {state} to begin anew")
         self.destination = await stack.enter_async_context(open_stack(_tuned(self.destination_plan, self.options)))
         self._check_destination(self.destination, backing, size)
 

@@ -214,6 +214,12 @@ def test_the_state_takes_the_place_of_neither_side(source: str, destination: str
     assert len(list(tmp_path.iterdir())) == 1
 
 
+def test_a_state_without_its_destination_is_told_as_such(image: Path, tmp_path: Path) -> None:
+    (tmp_path / "state").touch()
+    words = ["copy", image, tmp_path / "target", "--resume", tmp_path / "state"]
+    assert f"target is gone, but the state of its copy is there: remove {tmp_path}/state" in complaint(*words)
+
+
 def test_a_device_that_happens_to_be_open_is_no_side(image: Path, tmp_path: Path) -> None:
     shutil.copy(image, tmp_path / "target")  # the state exists, so that the copy goes on with it
     words = command("copy", image, tmp_path / "target", "--resume", os.devnull)
