@@ -3,8 +3,9 @@
 Requests go over as they came; replies come back and two kinds are amended on their way to the kernel: INIT, for what
 pyfuse3's libfuse cannot negotiate, and OPEN, for flags it does not know.
 
-Invariant: at most `_MOST` requests that will be answered are on the other side at once, so that the
-socket's buffer never fills with them; what comes beyond waits here, in order.
+Invariant: what is on the other side at once, `_MOST` requests and one of them with a long reply, fits into the socket's
+buffer both ways, as libfuse drops a reply that does not.  What comes beyond waits here, in order.  Each of them is
+answered, so what waits goes over in the end.
 """
 
 from __future__ import annotations
@@ -26,8 +27,10 @@ from nbdfs.fuse.wire import InitFlag, InitReply, InitRequest, Opcode
 log = logging.getLogger(__name__)
 
 _MOST = 64
-_LARGEST = 1 << 20  # bytes of one message
-_UNANSWERED = (Opcode.FORGET, Opcode.BATCH_FORGET)
+_LARGEST = 128 << 10  # bytes of one message: an extended attribute of 64 KiB with its name is the largest
+_BUFFER = 256 << 10  # bytes, half of what the kernel then reserves; any user may have nearly that (net.core.wmem_max)
+_LONG_REPLIES = frozenset((Opcode.READDIR, Opcode.READDIRPLUS, Opcode.GETXATTR, Opcode.LISTXATTR))
+_DIRECTORY_STEP = 64 << 10  # bytes of a directory in one reply
 
 
 class ControlLink:
@@ -48,12 +51,13 @@ class ControlLink:
         self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for end in (self._ours, theirs):
             end.setblocking(False)
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * _LARGEST)
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
         self.theirs = theirs.detach()  # libfuse closes it
-        self._pending: dict[int, Callable[[memoryview], bytes | memoryview]] = {}
+        self._pending: dict[int, int] = {}  # what is on the other side: the opcode, by number of the request
+        self._long = 0  # how many of them have a long reply
         self._waiting: deque[tuple[int, int, bytes]] = deque()
         self._initial: InitRequest | None = None
-        self._amendments: dict[int, Callable[[memoryview], bytes | memoryview]] = {
+        self._amendments: dict[int, Callable[[memoryview], bytes]] = {
             Opcode.INIT: self._amend_init,
             Opcode.OPEN: self._amend_open,
         }
@@ -68,9 +72,9 @@ class ControlLink:
             return
         if opcode == Opcode.INIT:
             message = self._for_libfuse(message)
-        if opcode not in _UNANSWERED:
-            self._pending[unique] = self._amendments.get(opcode, _as_it_is)
-        if self._waiting or len(self._pending) > _MOST or not self._sent(message):
+        if opcode in (Opcode.READDIR, Opcode.READDIRPLUS):
+            _shorten(message)
+        if self._waiting or not self._sent(opcode, unique, message):
             self._waiting.append((opcode, unique, bytes(message)))
 
     async def carry_replies(self) -> None:
@@ -85,19 +89,27 @@ class ControlLink:
             if not length:
                 return
             self._answer(buffer[:length])
-            while self._waiting and self._sent(self._waiting[0][2]):
+            while self._waiting and self._sent(*self._waiting[0]):
                 self._waiting.popleft()
 
-    def _sent(self, message: memoryview | bytes) -> bool:
+    def _sent(self, opcode: int, unique: int, message: memoryview | bytes) -> bool:
+        """Send a request if there is room for it, and for its reply."""
+        long = opcode in _LONG_REPLIES
+        if len(self._pending) >= _MOST or (long and self._long):
+            return False
         try:
             self._ours.send(message)
         except BlockingIOError:
             return False
+        self._pending[unique] = opcode
+        self._long += long
         return True
 
     def _answer(self, message: memoryview) -> None:
         _, error, unique = wire.OUT_HEADER.unpack_from(message)
-        amend = self._pending.pop(unique, None)
+        opcode = self._pending.pop(unique)
+        self._long -= opcode in _LONG_REPLIES
+        amend = self._amendments.get(opcode)
         self._write(amend(message) if amend and not error else message)
 
     def _write(self, reply: bytes | memoryview) -> None:
@@ -135,5 +147,7 @@ def _is_users(message: memoryview) -> bool:
     return message[wire.BODY + wire.GETXATTR_IN.size :].tobytes().startswith(b"user.")
 
 
-def _as_it_is(message: memoryview) -> memoryview:
-    return message
+def _shorten(message: memoryview) -> None:
+    """Have a directory read in steps."""
+    (size,) = wire.SIZE_IN.unpack_from(message, wire.SIZE)
+    wire.SIZE_IN.pack_into(message, wire.SIZE, min(size, _DIRECTORY_STEP))

@@ -11,7 +11,7 @@ import functools
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import pyfuse3
@@ -77,11 +77,6 @@ class ControlPlane(pyfuse3.Operations):
         node = self._tree.lookup(parent_inode, name)
         node.lookups += 1
         return self._entry(node)
-
-    @_guarded
-    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
-        for inode, count in inode_list:
-            self._tree.forget(inode, count)
 
     @_guarded
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext | None) -> pyfuse3.EntryAttributes:

@@ -39,6 +39,7 @@ _SPARE_REQUESTS = 64  # kept with their memory for the next flights
 
 _GONE = (errno.ENODEV, errno.ENOTCONN)  # the file system was unmounted, or its connection aborted
 _RETRY = (errno.EINTR, errno.ENOENT)  # ENOENT: the request was taken back before we read it
+_COPIES = frozenset((Opcode.COPY_FILE_RANGE, Opcode.COPY_FILE_RANGE_64))  # of two files: one of them may wait
 
 Handler = Callable[[Request, File], Awaitable[None]]
 
@@ -131,7 +132,7 @@ class DataPlane:
             return request
         try:
             file = self._tree.file(request.inode)
-            if file.immediate:
+            if file.immediate and request.opcode not in _COPIES:
                 await handler(request, file)
                 return request
             if request.opcode == Opcode.READ and self._operations.read_resident(request, file):
@@ -147,11 +148,16 @@ class DataPlane:
 
     def _control(self, request: Request, length: int) -> None:
         """A request that is not for a source."""
+        message = request.message[:length]
+        if request.opcode in (Opcode.FORGET, Opcode.BATCH_FORGET):
+            for inode, count in wire.forgotten(request.opcode, message):
+                self._tree.forget(inode, count)
+            return
         if request.opcode != Opcode.INTERRUPT:
-            self._link.forward(request.opcode, request.unique, request.message[:length])
+            self._link.forward(request.opcode, request.unique, message)
             return
         # What is not in flight was answered already, or is with the control plane, which does not wait.
-        flight = self._flights.get(wire.INTERRUPT_IN.unpack_from(request.message, wire.BODY)[0])
+        flight = self._flights.get(wire.INTERRUPT_IN.unpack_from(message, wire.BODY)[0])
         if flight:
             flight.interrupted = True
             flight.cancel()

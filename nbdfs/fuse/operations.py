@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 
+from nbdfs import eager
 from nbdfs.errors import SourceError
 from nbdfs.fuse import wire
 from nbdfs.fuse.request import Request
@@ -102,6 +103,7 @@ class Operations:
 
     async def copy_range(self, request: Request, file: File) -> None:
         """COPY_FILE_RANGE inside the mount; it may do less than asked, as copy_file_range(2) may."""
+        await eager.task()  # the source of the other file may wait otherwise than that of `file`
         _, source_at, target_inode, _, target_at, length, _ = wire.COPY_FILE_RANGE_IN.unpack_from(
             request.message, wire.BODY
         )

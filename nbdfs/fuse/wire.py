@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import struct
+from collections.abc import Iterator
 
 from nbdfs.records import Record
 
@@ -21,12 +22,15 @@ class Opcode(enum.IntEnum):
     WRITE = 16
     FSYNC = 20
     GETXATTR = 22
+    LISTXATTR = 23
     FLUSH = 25
     INIT = 26
+    READDIR = 28
     INTERRUPT = 36
     DESTROY = 38
     BATCH_FORGET = 42
     FALLOCATE = 43
+    READDIRPLUS = 44
     LSEEK = 46
     COPY_FILE_RANGE = 47
     COPY_FILE_RANGE_64 = 53
@@ -71,6 +75,10 @@ OUT_HEADER = struct.Struct("=IiQ")  # length, error (negative errno, or notifica
 IO_IN = struct.Struct("=QQIIQII")  # READ and WRITE: fh, offset, size, io flags, lock_owner, flags, padding
 LSEEK_IN = struct.Struct("=QQII")  # fh, offset, whence, padding
 FALLOCATE_IN = struct.Struct("=QQQII")  # fh, offset, length, mode, padding
+FORGET_IN = struct.Struct("=Q")  # nlookup
+BATCH_FORGET_IN = struct.Struct("=II")  # count, padding; then so many FORGET_ONE
+FORGET_ONE = struct.Struct("=QQ")  # nodeid, nlookup
+SIZE_IN = struct.Struct("=I")  # the size in an IO_IN, at SIZE
 GETXATTR_IN = struct.Struct("=II")  # size, padding; then the name and NUL
 INTERRUPT_IN = struct.Struct("=Q")  # unique of the request to interrupt
 COPY_FILE_RANGE_IN = struct.Struct("=QQQQQQQ")  # fh_in, off_in, nodeid_out, fh_out, off_out, len, flags
@@ -90,6 +98,7 @@ INVALIDATE_INODE = struct.Struct("=Qqq")  # nodeid, offset, length
 
 NOTIFY_INVALIDATE_INODE = 2
 BODY = IN_HEADER.size
+SIZE = BODY + 16
 DATA = BODY + IO_IN.size  # where the payload of a WRITE begins
 
 # ioctl(2) requests on /dev/fuse.
@@ -144,6 +153,15 @@ class InitReply(Record):
             self.max_stack_depth,
             0,
         )
+
+
+def forgotten(opcode: int, message: memoryview) -> Iterator[tuple[int, int]]:
+    """What a FORGET or BATCH_FORGET names: inodes, each with the number of references that the kernel drops."""
+    if opcode == Opcode.FORGET:
+        yield IN_HEADER.unpack_from(message)[3], FORGET_IN.unpack_from(message, BODY)[0]
+        return
+    count, begin = BATCH_FORGET_IN.unpack_from(message, BODY)[0], BODY + BATCH_FORGET_IN.size
+    yield from FORGET_ONE.iter_unpack(message[begin : begin + count * FORGET_ONE.size])
 
 
 def reply(unique: int, body: bytes = b"") -> bytes:
