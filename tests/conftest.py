@@ -52,6 +52,16 @@ def corpus() -> Path:
     return folder
 
 
+@pytest.fixture
+def without_holes(tmp_path: Path) -> Iterator[Path]:
+    """A folder on a file system that cannot punch holes."""
+    folder = tmp_path / "ramfs"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "ramfs", "none", folder], check=True)
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
 @pytest.fixture(scope="session")
 def unprivileged() -> list[str]:
     """The words that, put before a command, run it as a user without privileges (empty if we are one).

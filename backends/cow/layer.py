@@ -83,7 +83,11 @@ class Cow(Layer):
         first, last = self._inside(offset, length)
         if first < last:
             async with self._lock.hold(first, last - first):
-                await self._clear(first, last)
+                try:
+                    await self._clear(first, last)
+                except OSError as error:
+                    if error.errno != errno.EOPNOTSUPP:  # where there are no holes the hint is of no use
+                        raise
 
     async def zero(
         self, offset: int, length: int, *, may_trim: bool = True, fast: bool = False, fua: bool = False
@@ -93,7 +97,8 @@ class Cow(Layer):
         if not may_trim or (fast and edges):
             raise SourceError(errno.ENOTSUP, "no way to zero that is faster than writing", where=self.info.description)
         if not edges:
-            await self.trim(offset, length)
+            async with self._lock.hold(first, last - first):
+                await self._clear(first, last)
             return
         outer_first, outer_last = self._blocks(offset, length)
         async with self._lock.hold(outer_first, outer_last - outer_first):

@@ -133,6 +133,20 @@ async def test_the_version_of_a_read_only_cow_is_its_overlays_too(tmp_path: Path
     assert await identity("a") != first
 
 
+@pytest.mark.root
+async def test_where_there_are_no_holes_a_trim_does_nothing_and_zeroes_are_written(without_holes: Path) -> None:
+    base = Ram(CONTENT)
+    async with cow(base, overlay=str(without_holes / "overlay")) as layer:
+        await layer.trim(0, 65536)
+        assert await read(layer, 0, 65536) == CONTENT[:65536]
+        for offset, length in ((0, 65536), (100_001, 70_000)):
+            with pytest.raises(OSError, match=r"not supported|no way to zero"):
+                await layer.zero(offset, length, fast=True)
+            await layer.zero(offset, length)
+            assert await read(layer, offset, length) == bytes(length)
+            assert await read(layer, offset + length, 1) == CONTENT[offset + length : offset + length + 1]
+
+
 # ---- the file
 
 
