@@ -10,7 +10,6 @@ Invariants:
 
 from __future__ import annotations
 
-import errno
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 
@@ -156,9 +155,7 @@ class Cache(Layer):
         first, last = self._blocks.touched(offset, len(data))
         try:
             await self._update_whole(data, offset)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
-                raise
+        except OSError:  # whatever ails the cache's disk, the device works on without it
             await self._write_back.run(first, last)  # what is dirty here goes first, for it is older
             await self._write_below(data, offset, fua=False)
             self._blocks.remove(first, last)

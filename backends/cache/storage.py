@@ -16,6 +16,7 @@ the mark is emptied.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import logging
@@ -146,11 +147,22 @@ def open_storage(directory: str, info: SourceInfo, block: int) -> Storage:
         return Storage(memory_scratch("nbdfs-cache", info.size), block)
     try:
         os.makedirs(directory, mode=0o700, exist_ok=True)
-        if kept := _open_kept(directory, info, block):
-            return kept
-        return Storage(unnamed_scratch(directory, info.size), block)
+        storage = _open_kept(directory, info, block) or Storage(unnamed_scratch(directory, info.size), block)
+        with unless_done(storage.scratch.close):
+            _check_holes(storage.scratch.descriptor, directory)
+        return storage
     except OSError as error:
         raise UserError(f"cache={directory}: {error.strerror}") from error
+
+
+def _check_holes(descriptor: int, directory: str) -> None:
+    """Raise UserError where evicted blocks would go on taking space."""
+    try:
+        punch_hole(descriptor, os.fstat(descriptor).st_size, _MOST_WRITTEN)  # behind its end: nothing changes
+    except OSError as error:
+        if error.errno != errno.EOPNOTSUPP:
+            raise
+        raise UserError(f"cache={directory}: its file system has no holes, and so could give no space back") from error
 
 
 def _open_kept(directory: str, info: SourceInfo, block: int) -> Storage | None:

@@ -25,6 +25,7 @@ from nbdfs.backends.zero import Zero
 from nbdfs.checked import Checked
 from nbdfs.errors import UsageError, UserError
 from nbdfs.records import replace
+from nbdfs.scratch import Scratch
 from nbdfs.source import HOLE, RESIDENT, ZERO, Caps, Extent, SourceInfo, read
 from nbdfs.stack import open_stack
 from tests.devices import EVERYTHING, Ram
@@ -311,6 +312,27 @@ async def test_a_full_cache_disk_loses_nothing(mode: str, tiny_disk: Path, caplo
     assert "takes no more blocks" in caplog.text
 
 
+@pytest.mark.parametrize("number", [errno.EROFS, errno.ESTALE])
+async def test_a_write_that_the_cache_disk_refuses_is_done_below(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = Ram(CONTENT)
+    async with cached(base, cache=str(tmp_path), mode="writeback", block=4096) as layer:
+        await layer.pwrite(memoryview(b"old" * 3000), 5)
+
+        def refuse(*_: object) -> None:
+            raise OSError(number, os.strerror(number))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Scratch, "write_now", refuse)
+            await layer.pwrite(memoryview(b"new" * 10), 100)
+            await layer.pwrite(memoryview(b"new" * 10), 50_000)
+        for offset, there in ((5, b"old" * 3), (100, b"new" * 10), (50_000, b"new" * 10)):
+            assert await read(layer, offset, len(there)) == there
+    for offset, there in ((5, b"old" * 3), (100, b"new" * 10), (50_000, b"new" * 10)):
+        assert base.content[offset : offset + len(there)] == there
+
+
 # ---- kept between runs
 
 
@@ -461,6 +483,14 @@ async def test_a_smaller_size_at_the_next_start_is_kept_to(tmp_path: Path) -> No
 async def test_options_that_make_no_sense(options: dict[str, int], says: str) -> None:
     with pytest.raises(UsageError, match=says):
         async with cached(Ram(CONTENT), **options):
+            pass
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("identity", ["", "x"])
+async def test_a_directory_where_evicting_gives_no_space_back(without_holes: Path, identity: str) -> None:
+    with pytest.raises(UserError, match=r"cache=.*has no holes"):
+        async with cached(Ram(CONTENT, identity=identity), cache=str(without_holes)):
             pass
 
 
