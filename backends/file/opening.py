@@ -31,13 +31,14 @@ _RESIDENT = {0x01021994: "tmpfs"}
 
 
 class Opened(Record):
-    """An open file: `size` in bytes, `block` the alignment its requests need.
+    """An open file: `size` in bytes, of `whole` that it has, `block` the alignment its requests need.
 
     `local`: its page cache is near.  `resident`: its page cache is all there is of it.
     """
 
     fd: int
     size: int
+    whole: int
     block: int
     device: bool
     local: bool
@@ -66,12 +67,8 @@ def open_path(path: str, *, readonly: bool, direct: bool, lock: bool) -> Opened:
         whole = os.lseek(fd, 0, os.SEEK_END)
         block = _block(fd, path, whole, device=device, direct=direct)
         size = align_down(whole, block)
-        if size < whole:
-            log.warning(
-                "%s: the last %d bytes are left out: direct access is by blocks of %d", path, whole - size, block
-            )
         kind = 0 if device else libc.filesystem_type(fd)
-        return Opened(fd, size, block, device, kind in LOCAL, kind in _RESIDENT)
+        return Opened(fd, size, whole, block, device, kind in LOCAL, kind in _RESIDENT)
 
 
 def _refusal(path: str, error: OSError, direct: bool) -> UserError:

@@ -73,7 +73,12 @@ class File(Source):
             caps |= Caps.IMMEDIATE
         block = self._file.block
         self.info = SourceInfo(
-            self._file.size, caps, BlockSize(block, max(block, 4096)), description=self._path, identity=self._identity()
+            self._file.size,
+            caps,
+            BlockSize(block, max(block, 4096)),
+            description=self._path,
+            identity=self._identity(),
+            missing=self._missing(),
         )
         return self
 
@@ -84,6 +89,12 @@ class File(Source):
     def _identity(self) -> str:
         """What names the content: nothing does that of a file we may write to."""
         return version(self._fd) if self._readonly else ""
+
+    def _missing(self) -> str:
+        file = self._file
+        left = file.whole - file.size
+        why = f"direct access is by blocks of {file.block}"
+        return f"the last {left} of {file.whole} bytes cannot be reached, for {why}" if left else ""
 
     async def aclose(self) -> None:
         os.close(self._fd)
@@ -244,7 +255,7 @@ class File(Source):
         if self._file.device:
             raise SourceError(errno.ENOTSUP, "a block device has the size that it has", where=self._path)
         await self._thread(lambda: self._truncate(size))
-        self.info = replace(self.info, size=size)
+        self.info = replace(self.info, size=size, missing="")
 
     def _truncate(self, size: int) -> None:
         self._check_length()
