@@ -27,12 +27,14 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Self
 
 import trio
 
 from nbdfs.errors import NotWritableError, UserError
 from nbdfs.fileio import version
+from nbdfs.libc import punch_hole
 from nbdfs.ranges import RangeSet, align_up
 from nbdfs.records import Record, replace
 from nbdfs.scratch import Scratch, memory_scratch, temporary_directory, unnamed_scratch
@@ -188,7 +190,7 @@ class Overlay:
         return bytes(shown)
 
     def clear(self) -> None:
-        """Forget every block.  The base must hold them durably."""
+        """Forget every block, and give its space back.  The base must hold them durably."""
         zeroes = bytes(_PAGE)
         length = self.header.content - _BITMAP
         for at in list(_data_pages(self.content.descriptor, _BITMAP, length)):
@@ -196,6 +198,8 @@ class Overlay:
         os.fdatasync(self.content.descriptor)
         self.present, self._durable, self._fresh = RangeSet(), RangeSet(), RangeSet()
         self.rewrite_header(replace(self.header, flags=0))
+        with suppress(OSError):  # a file system without holes
+            punch_hole(self.content.descriptor, self.header.content, self.header.size)
 
     def close(self) -> None:
         self.content.close()

@@ -309,6 +309,7 @@ async def test_commit_writes_back_and_empties(overlay: str) -> None:
         await layer.pwrite(memoryview(b"first"), 0)
         shown = await read(layer, 0, len(CONTENT))
     was = await describe_base(base)
+    taken = Path(overlay).stat().st_blocks
     opened = open_overlay(overlay, was, 4096, committing=True)
     done: list[int] = []
     total = committed_bytes(opened)
@@ -317,6 +318,7 @@ async def test_commit_writes_back_and_empties(overlay: str) -> None:
     assert sum(done) == total
     assert base.content == shown
     assert base.log[-1][0] == "flush"
+    assert Path(overlay).stat().st_blocks < taken
     async with cow(Ram(shown, identity="changed by the commit"), overlay=overlay) as layer:
         assert await read(layer, 0, len(shown)) == shown
         assert not len(layer.below._overlay.present)  # type: ignore[attr-defined]
