@@ -90,16 +90,17 @@ class Resource(Source):
 
         async def attempt() -> None:
             nonlocal done
-            first, last = offset + done, offset + len(buffer) - 1
-            async with await self._remote.exchange("GET", [("Range", f"bytes={first}-{last}")]) as response:
-                self._check(response, first, last)
-                while done < len(buffer):
-                    count = await response.receive_into(buffer[done:])
-                    if not count:
-                        raise WireError(f"the body ended after {done} of {len(buffer)} bytes")
-                    done += count
-                if await response.receive_into(memoryview(bytearray(1))):
-                    raise self._remote.failure("the server sends more than was asked for")
+            while done < len(buffer):
+                first, last = offset + done, offset + len(buffer) - 1
+                async with await self._remote.exchange("GET", [("Range", f"bytes={first}-{last}")]) as response:
+                    end = self._check(response, first, last) + 1 - offset
+                    while done < end:
+                        count = await response.receive_into(buffer[done:end])
+                        if not count:
+                            raise WireError(f"the body ended after {done} of {end} bytes")
+                        done += count
+                    if await response.receive_into(memoryview(bytearray(1))):
+                        raise self._remote.failure("the server sends more than was asked for")
 
         await self._remote.persist(f"reading {len(buffer)} bytes at {offset}", attempt)
 
@@ -136,8 +137,11 @@ class Resource(Source):
             )
         self._proved = True
 
-    def _check(self, response: Response, first: int, last: int) -> None:
-        """Raise EIO unless the response is just this range of just this file."""
+    def _check(self, response: Response, first: int, last: int) -> int:
+        """The last byte that is sent: a server may send less than the range, from its beginning on (RFC 9110, 15.3.7).
+
+        Raise EIO unless it is of this range and of just this file.
+        """
         headers = response.headers
         if response.status == 416:
             raise self._changed(f"the file no longer has {last + 1} bytes")
@@ -145,7 +149,7 @@ class Resource(Source):
             raise self._remote.failure(f"the server answers a range request with {response.status} instead of 206")
         refuse_coding(self._remote, response)
         sent = _RANGE.fullmatch(headers.get("content-range", ""))
-        if not sent or sent[1] is None or (int(sent[1]), int(sent[2])) != (first, last):
+        if not sent or sent[1] is None or int(sent[1]) != first or not first <= int(sent[2]) <= last:
             total = int(sent[3]) if sent and sent[3] != "*" else self._size
             if total != self._size:
                 raise self._changed(f"the file now has {total} bytes")
@@ -153,11 +157,12 @@ class Resource(Source):
             raise self._remote.failure(f"asked for bytes {first}-{last}, the server sends {shown}")
         if sent[3] != "*" and int(sent[3]) != self._size:
             raise self._changed(f"the file now has {sent[3]} bytes")
-        length = headers.get("content-length")
-        if length is not None and length != str(last - first + 1):
-            raise self._remote.failure(f"the server sends {length} bytes for a range of {last - first + 1}")
+        sends, length = int(sent[2]) - first + 1, headers.get("content-length")
+        if length is not None and length != str(sends):
+            raise self._remote.failure(f"the server sends {length} bytes for a range of {sends}")
         if self._pinned and (version := _version(headers)) != self._pinned:
             raise self._changed(f"it was {self._pinned} and is {version or 'unnamed'}")
+        return int(sent[2])
 
     def _changed(self, how: str) -> SourceError:
         log.error("%s: the file has changed on the server (%s): open it again", self._remote.shown, how)

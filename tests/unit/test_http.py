@@ -39,7 +39,7 @@ def spec(server: Served, path: str, options: str = "", timeout: str = "3") -> st
 
 @pytest.mark.parametrize("options", ["", ",http2"], ids=["direct", "pooled"])  # without TLS it is HTTP/1.1 both ways
 @pytest.mark.parametrize(
-    "path", ["plain", "dated", "no-total", "no-head", "redirect", "unquoted", "elsewhere", "to-signed"]
+    "path", ["plain", "dated", "no-total", "in-parts", "no-head", "redirect", "unquoted", "elsewhere", "to-signed"]
 )
 async def test_honest_servers_give_the_right_bytes(server: Served, path: str, options: str) -> None:
     async with open_stack(spec(server, path, options)) as source:
