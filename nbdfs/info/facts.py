@@ -109,7 +109,7 @@ def of_source(source: Checked, spec: str, details: Mapping[str, Any]) -> Facts:
         description=own.description,
         contexts=own.contexts if Caps.EXTENTS in own.caps else (),
         block=(own.block.minimum, own.block.preferred, own.block.maximum),
-        details={**({"identity": own.identity} if own.identity else {}), **details},
+        details={name: said for name in ("identity", "missing") if (said := getattr(own, name))} | dict(details),
     )
 
 

@@ -21,6 +21,7 @@ from nbdfs.backends.file import source as file_source
 from nbdfs.errors import UsageError, UserError
 from nbdfs.source import HOLE, ZERO, Caps, Extent, read
 from nbdfs.stack import open_stack
+from tests.tools import complaint, nbdfs
 
 MIB = 1 << 20
 
@@ -184,12 +185,15 @@ async def test_direct_access_of_a_file_with_an_odd_end(image: Path) -> None:
     async with open_stack(f"file,direct:{image}") as door:
         assert door.info.size % 512 == 0
         assert 100_000 - 4096 < door.info.size < 100_000
-        assert f"the last {100_000 - door.info.size} of 100000 bytes" in door.info.missing
+        missing = door.info.missing
+        assert f"the last {100_000 - door.info.size} of 100000 bytes" in missing
         await door.pwrite(memoryview(b"across"), 510)
         assert (await read(door, 509, 8))[1:7] == b"across"
         assert door.backing() is None
     assert image.read_bytes()[510:516] == b"across"
     assert image.stat().st_size == 100_000
+    assert missing in nbdfs("info", f"file,direct:{image}").stdout.decode()
+    assert f"{missing}; nothing was copied" in complaint("copy", f"file,direct:{image}", "null:1M")
 
 
 @pytest.mark.parametrize(("sleeps", "last_in_thread"), [(True, True), (False, False)])
