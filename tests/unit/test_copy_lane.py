@@ -94,8 +94,9 @@ class Kept:
     def zero(self, move: Move, offset: int, length: int) -> None:
         self.content[offset : offset + length] = bytes(length)
 
-    def announce(self, move: Move, offset: int, length: int) -> None:
+    def announce(self, pipe: int, move: Move, offset: int, length: int) -> int:
         self._at = offset
+        return 0
 
     def drain(self, pipe: int, length: int) -> None:
         self.content[self._at : self._at + length] = os.read(pipe, length)

@@ -130,11 +130,11 @@ class Connection:
         """Nothing will be read: all that comes is headers, and what is said of the export's map."""
         self.replies.exact = False
 
-    def begin(self, request: Request, payload: memoryview | None = None, *, payload_follows: bool = False) -> None:
-        """Send a request.  A payload that is not given here follows by other means."""
-        header = self._header(request)
+    def begin(self, request: Request, payload: memoryview | None = None) -> None:
+        """Send a request."""
+        header = self.header(request)
         if payload is None:
-            self._checked(self.socket.sendall, header, socket.MSG_MORE if payload_follows else 0)
+            self._checked(self.socket.sendall, header)
             return
         sent = self._checked(self.socket.sendmsg, [header, payload])
         for rest in (header[sent:], payload[max(sent - len(header), 0) :]):
@@ -143,10 +143,10 @@ class Connection:
 
     def begin_all(self, requests: Iterable[Request]) -> None:
         """Send requests without payloads, together."""
-        self._checked(self.socket.sendall, b"".join([self._header(request) for request in requests]))
+        self._checked(self.socket.sendall, b"".join([self.header(request) for request in requests]))
 
-    def _header(self, request: Request) -> bytes:
-        """What to send first; the request is in flight then."""
+    def header(self, request: Request) -> bytes:
+        """What is sent of a request ahead of its payload; it is in flight from now on."""
         request.cookie = self._next_cookie
         self._next_cookie += 1
         self.replies.in_flight[request.cookie] = request

@@ -106,8 +106,8 @@ class Outlet(End, Protocol):
     def zero(self, move: Move, offset: int, length: int) -> None:
         """Make the range read as zero, as `write` does."""
 
-    def announce(self, move: Move, offset: int, length: int) -> None:
-        """Begin to write what is drained from a pipe then."""
+    def announce(self, pipe: int, move: Move, offset: int, length: int) -> int:
+        """Begin to write what is drained from a pipe then; put what must go ahead of it there, and give its length."""
 
     def drain(self, pipe: int, length: int) -> None:
         """Write what is in a pipe."""
@@ -254,13 +254,11 @@ class Lane:
         """Write a payload of which no byte is copied here."""
         reading, writing = self._pipe
         with unless_done(self._give_up):
-            inside = self._source.fill(writing, offset, length)
-            self._destination.announce(move, offset, length)  # not before much of it can follow at once
-            self._destination.drain(reading, inside)
-            while inside < length:
-                more = self._source.fill(writing, offset + inside, length - inside)
-                self._destination.drain(reading, more)
-                inside += more
+            inside = self._destination.announce(writing, move, offset, length)
+            while length:
+                count = self._source.fill(writing, offset, length)
+                self._destination.drain(reading, inside + count)
+                inside, offset, length = 0, offset + count, length - count
 
     def _give_up(self) -> None:
         self._source.give_up()

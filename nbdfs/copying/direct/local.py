@@ -154,8 +154,8 @@ class NullOutlet:
     def zero(self, move: Move, offset: int, length: int) -> None:
         """Nothing."""
 
-    def announce(self, move: Move, offset: int, length: int) -> None:
-        """Nothing."""
+    def announce(self, pipe: int, move: Move, offset: int, length: int) -> int:
+        return 0
 
     def drain(self, pipe: int, length: int) -> None:
         while length:

@@ -239,9 +239,9 @@ class RemoteOutlet(_Port):
         move.waiting += 1
         self._connection.begin(Request(nbd.CMD_WRITE, offset, len(data), note=move), data)
 
-    def announce(self, move: Move, offset: int, length: int) -> None:
+    def announce(self, pipe: int, move: Move, offset: int, length: int) -> int:
         move.waiting += 1
-        self._connection.begin(Request(nbd.CMD_WRITE, offset, length, note=move), payload_follows=True)
+        return os.write(pipe, self._connection.header(Request(nbd.CMD_WRITE, offset, length, note=move)))
 
     def drain(self, pipe: int, length: int) -> None:
         while length:
