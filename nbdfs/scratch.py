@@ -14,6 +14,8 @@ from typing import Final
 
 import trio
 
+from nbdfs.budget import Budget
+from nbdfs.errors import SourceError
 from nbdfs.fileio import data_runs, read_whole, write_whole
 from nbdfs.libc import punch_hole
 from nbdfs.pages import Pages
@@ -35,6 +37,7 @@ class Scratch:
         self._throttle = Throttle()
         self._failed = 0  # errno of a sync
         self._pages: Pages | None = None
+        self._budget = Budget()
 
     async def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fill `buffer` from `offset`."""
@@ -63,6 +66,8 @@ class Scratch:
 
     def write_now(self, data: memoryview, offset: int) -> None:
         """As `write`, for a worker thread."""
+        if self.in_memory and not self._budget.take(self.descriptor, self._start + offset, len(data)):
+            raise SourceError(errno.ENOSPC, "the memory of the machine is used up")
         write_whole(self.descriptor, data, self._start + offset)
 
     async def discard(self, offset: int, length: int) -> None:

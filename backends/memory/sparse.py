@@ -16,8 +16,8 @@ from typing import Self
 import trio
 
 from nbdfs import eager, libc
-from nbdfs.backends.memory.budget import Budget, fits
 from nbdfs.backends.memory.present import Present
+from nbdfs.budget import Budget, fits, missing
 from nbdfs.errors import SourceError, UserError
 from nbdfs.fileio import data_runs, read_whole, write_whole
 from nbdfs.pages import LARGEST_VIEW, Pages
@@ -102,8 +102,8 @@ class Memory(Source):
 
     def _write(self, data: memoryview, offset: int) -> None:
         length = len(data)
-        if not self._budget.spend(length):
-            self._ask_for(self._missing(offset, length))
+        if not self._budget.take(self._fd, offset, length):
+            raise self._used_up()
         try:
             write_whole(self._fd, data, offset)
             if self._pages is not None and self._locked:
@@ -114,19 +114,11 @@ class Memory(Source):
         if self._present is not None:
             self._present.add(offset, length)
 
-    def _missing(self, offset: int, length: int) -> int:
-        """Bytes of the range that are not there yet."""
-        runs = data_runs(self._fd, offset, offset + length)
-        return sum(min(end, offset + length) - start for start, end, is_data in runs if not is_data)
-
-    def _ask_for(self, length: int) -> None:
-        if not self._budget.spend(length):
-            raise SourceError(errno.ENOSPC, "the memory of the machine is used up", where=self.info.description)
+    def _used_up(self) -> SourceError:
+        return SourceError(errno.ENOSPC, "the memory of the machine is used up", where=self.info.description)
 
     def _no_space(self, error: OSError) -> OSError:
-        if error.errno in (errno.ENOMEM, errno.ENOSPC, errno.EFAULT):
-            return SourceError(errno.ENOSPC, "the memory of the machine is used up", where=self.info.description)
-        return error
+        return self._used_up() if error.errno in (errno.ENOMEM, errno.ENOSPC, errno.EFAULT) else error
 
     async def trim(self, offset: int, length: int, *, fua: bool = False) -> None:
         self._punch(offset, length)
@@ -139,7 +131,8 @@ class Memory(Source):
             return
         if fast:
             raise SourceError(errno.ENOTSUP, "zeroes that take space are written", where=self.info.description)
-        self._ask_for(self._missing(offset, length))
+        if not self._budget.spend(missing(self._fd, offset, length)):
+            raise self._used_up()
         if length > _ZERO_SLICE:
             await eager.task()
         for start, size in pieces(offset, length, _ZERO_SLICE):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import random
@@ -15,6 +16,7 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nbdfs import budget
 from nbdfs.backends.cow import CowOptions
 from nbdfs.backends.cow.commit import commit, committed_bytes
 from nbdfs.backends.cow.layer import describe_base, open_cow
@@ -401,3 +403,17 @@ async def test_a_write_beside_one_that_waits_for_the_rest_of_its_block_is_not_un
             await trio.sleep(0.005)
             await layer.pwrite(memoryview(b"b" * 500), 7000)
         assert await read(layer, 6000, 6000) == b"a" * 1000 + b"b" * 500 + b"a" * 4500
+
+
+async def test_an_overlay_in_memory_leaves_the_machine_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the kernel ends this or another process."""
+    monkeypatch.setattr(budget, "available", lambda: 1 << 20)
+    async with cow(Ram(bytes(4 << 20)), memory=True) as layer:
+        await layer.pwrite(memoryview(b"a" * (1 << 20)), 0)
+        monkeypatch.setattr(budget, "available", lambda: 0)
+        with pytest.raises(OSError, match="used up") as failure:
+            await layer.pwrite(memoryview(b"b" * (1 << 20)), 1 << 20)
+        assert failure.value.errno == errno.ENOSPC
+        assert not any(await read(layer, 1 << 20, 1 << 20))
+        await layer.pwrite(memoryview(b"c" * 4096), 4096)  # what is there can be written again
+        assert await read(layer, 4095, 2) == b"ac"

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from nbdfs.backends.memory import budget
+from nbdfs import budget
 from nbdfs.errors import UserError
 from nbdfs.source import HOLE, ZERO, Extent, read
 from nbdfs.stack import open_stack
@@ -74,7 +74,7 @@ async def test_a_view_to_write_to_takes_memory_as_far_as_there_is_any(monkeypatc
         place.release()
         assert allocated(backing.fd) == PAGE
         assert await read(door, 4096, 108) == bytes(7) + b"x" * 100 + bytes(1)
-    monkeypatch.setattr("nbdfs.backends.memory.budget.available", lambda: 0)
+    monkeypatch.setattr("nbdfs.budget.available", lambda: 0)
     async with open_stack("memory:64M") as door:
         assert door.view(0, 100, writable=True) is None
         with pytest.raises(OSError, match="used up"):

@@ -80,7 +80,7 @@ async def test_memory_that_is_used_up_fails_each_write_that_needs_it(monkeypatch
     """Those of the run to pages that are there succeed."""
     async with open_stack("memory:1M") as source:
         await source.pwrite(memoryview(b"x" * PAGE), 2 * PAGE)
-        monkeypatch.setattr("nbdfs.backends.memory.budget.Budget.spend", lambda self, length: False)
+        monkeypatch.setattr("nbdfs.budget.Budget.spend", lambda self, length: False)
         writes = b"".join(request(nbd.CMD_WRITE, at, at * PAGE, PAGE) + b"y" * PAGE for at in range(4))
         answers = replies(await talk(Export("", source), writes), {})
         assert [answers[at][0] for at in range(4)] == [nbd.ENOSPC, nbd.ENOSPC, 0, nbd.ENOSPC]

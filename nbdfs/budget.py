@@ -10,7 +10,9 @@ import re
 import time
 from pathlib import Path
 
-_MOMENT = 0.1  # seconds; a thousand disks are not a reason to look a thousand times
+from nbdfs.fileio import data_runs
+
+_MOMENT = 0.1  # seconds; a thousand stores are not a reason to look a thousand times
 _STRIDE = 64 << 20  # bytes granted at most without looking again
 _MOST_RESERVE = 256 << 20  # bytes that are left to others, or a sixteenth of the memory if that is less
 
@@ -25,7 +27,7 @@ _seen = (-_MOMENT, 0)  # when it was looked last, and what was available then
 
 
 class Budget:
-    """Grants of memory to one disk."""
+    """Grants of memory to one store."""
 
     def __init__(self) -> None:
         self._credit = 0
@@ -39,6 +41,16 @@ class Budget:
             self._credit = max(min(room // 4, _STRIDE), length)
         self._credit -= length
         return True
+
+    def take(self, fd: int, offset: int, length: int) -> bool:
+        """Whether a range of a memfd may be written to; what is there of it already takes nothing."""
+        return self.spend(length) or self.spend(missing(fd, offset, length))
+
+
+def missing(fd: int, offset: int, length: int) -> int:
+    """Bytes of a range of a memfd that are not there yet."""
+    end = offset + length
+    return sum(min(last, end) - first for first, last, is_data in data_runs(fd, offset, end) if not is_data)
 
 
 def fits(size: int) -> bool:
