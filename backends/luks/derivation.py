@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 
+from nbdfs.backends.luks.cipher import check_hash
 from nbdfs.backends.luks.kdf import DEFAULT_MEMORY, Budget, derive, pbkdf2
 from nbdfs.backends.luks.volume import Kdf
 from nbdfs.errors import UserError
@@ -20,11 +21,21 @@ _LEAST_MEMORY, _LEAST_TIME, _MOST_LANES = 32 << 10, 4, 4  # KiB; passes; as cryp
 _SAMPLE_ITERATIONS, _SAMPLE_MEMORY = 50_000, 64 << 10  # KiB
 
 
+def header_hash(name: str) -> str:
+    """A hash by the name that every program knows it by in a header: hashlib has other names for some.
+
+    Raises HeaderError if there is no such hash.
+    """
+    known = name.lower().replace("_", "-")
+    return check_hash({"blake2b": "blake2b-512", "blake2s": "blake2s-256"}.get(known, known))
+
+
 class Effort(Record):
     """What a new key slot shall cost.
 
-    `kind` as in `Kdf`; `seconds` for one derivation, unless `iterations` says how many; `memory` in bytes is the most
-    that argon2 may take.  Raises UserError for what makes no sense, or is less than cryptsetup allows.
+    `kind` as in `Kdf`, `hash` as `header_hash` has it; `seconds` for one derivation, unless `iterations` says how many;
+    `memory` in bytes is the most that argon2 may take.  Raises UserError for what makes no sense, or is less than
+    cryptsetup allows.
     """
 
     kind: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import uuid
 
@@ -18,7 +19,7 @@ from nbdfs.backends.luks.volume import SECTOR, HeaderError
 from nbdfs.buffers import is_zero
 from nbdfs.errors import UserError
 from nbdfs.ranges import align_up, pieces
-from nbdfs.records import Record, field
+from nbdfs.records import Record, field, replace
 from nbdfs.source import Source, read
 from nbdfs.units import format_size
 
@@ -47,6 +48,7 @@ async def format_device(device: Source, volume: Volume, passphrase: bytes, effor
     Unless `force`, a device that holds something is left alone.  Raises UserError if it cannot be done.
     """
     _check(volume, effort)
+    volume = replace(volume, uuid=_uuid(volume.uuid))
     key = os.urandom(volume.key_size)
     iterations = await trio.to_thread.run_sync(digest_iterations, effort, _DIGEST_2)
     make = _luks1 if volume.version == 1 else _luks2
@@ -67,16 +69,22 @@ async def format_device(device: Source, volume: Volume, passphrase: bytes, effor
 def _check(volume: Volume, effort: Effort) -> None:
     CipherName.parse(volume.encryption).check_key_size(volume.key_size)
     check_hash(effort.hash)
+    if volume.version == 1 and hashlib.new(effort.hash).digest_size < header1.DIGEST_LENGTH:
+        raise UserError(f"LUKS1 takes no hash of less than {header1.DIGEST_LENGTH} bytes, such as {effort.hash}")
     if volume.version == 1 and (effort.kind != "pbkdf2" or volume.sector_size != SECTOR or volume.label):
         raise UserError("LUKS1 has only pbkdf2, sectors of 512 bytes and no label: use --type luks2")
     if volume.sector_size not in (512, 1024, 2048, 4096):
         raise UserError(f"sectors of {volume.sector_size} bytes are not possible: 512, 1024, 2048 or 4096 are")
     if len(volume.label.encode()) > 47 or not volume.label.isprintable():
         raise UserError("the label is too long (47 bytes) or cannot be shown")
+
+
+def _uuid(text: str) -> str:
+    """The UUID in the one form that headers have it in."""
     try:
-        uuid.UUID(volume.uuid)
+        return str(uuid.UUID(text))
     except ValueError:
-        raise UserError(f"'{volume.uuid}' is no UUID") from None
+        raise UserError(f"'{text}' is no UUID") from None
 
 
 async def _content(device: Source, end: int) -> str:

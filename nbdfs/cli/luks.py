@@ -197,7 +197,10 @@ async def _read_new(secret: Secret) -> bytes:
 
 
 def _effort(arguments: argparse.Namespace, version: int) -> Effort:
-    from nbdfs.backends.luks.derivation import Effort
+    from nbdfs.backends.luks.derivation import Effort, header_hash
 
     kind = arguments.pbkdf or ("pbkdf2" if version == 1 else "argon2id")
-    return Effort(kind, arguments.hash, arguments.iter_time, arguments.pbkdf_memory, arguments.pbkdf_force_iterations)
+    return Effort(
+        kind, header_hash(arguments.hash), arguments.iter_time, arguments.pbkdf_memory,
+        arguments.pbkdf_force_iterations,
+    )  # fmt: skip

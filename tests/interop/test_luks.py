@@ -143,6 +143,42 @@ def test_keys_as_cryptsetup_sees_them(words: list[str], tmp_path: Path, key: Pat
     assert subprocess.run(["cryptsetup", "repair", "-q", image], capture_output=True).returncode == 0
 
 
+@pytest.mark.parametrize("version", ["luks1", "luks2"])
+@pytest.mark.parametrize("name", ["SHA512", "sha3_256", "sha512_256", "blake2b", "blake2s", "ripemd160"])
+def test_a_hash_has_the_name_in_the_header_that_cryptsetup_knows(
+    version: str, name: str, tmp_path: Path, key: Path
+) -> None:
+    image, other = tmp_path / "image", key_file(tmp_path / "other", b"other")
+    image.write_bytes(bytes(18 << 20))
+    effort = ["--hash", name, "--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000"]
+    nbdfs("luks", "format", "--type", version, *effort, "--passphrase", f"+{key}", image)
+    nbdfs("luks", "add-key", *effort, "--passphrase", f"+{key}", "--new-passphrase", f"+{other}", image)
+    for path in key, other:
+        cryptsetup("open", "--test-passphrase", "-d", path, image)
+
+
+def test_a_hash_that_no_header_can_have_is_refused(tmp_path: Path, key: Path) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(bytes(18 << 20))
+    new = ["--passphrase", f"+{key}", image]
+    assert "no hash of less than 20 bytes" in complaint("luks", "format", "--type", "luks1", "--hash", "md5", *new)
+    nbdfs("luks", "format", "--iter-time", "10ms", *new)
+    before = image.read_bytes()
+    for name in "shake_128", "nosuch":
+        for action in "add-key", "change-key":
+            assert "is not supported" in complaint("luks", action, "--hash", name, "--new-passphrase", f"+{key}", *new)
+    assert image.read_bytes() == before
+
+
+@pytest.mark.parametrize("form", ["{{{}}}", "urn:uuid:{}", "{}"])
+def test_a_uuid_is_written_in_one_form(form: str, tmp_path: Path, key: Path) -> None:
+    image, known = tmp_path / "image", "12345678-90ab-cdef-1234-567890abcdef"
+    image.write_bytes(bytes(18 << 20))
+    words = ["--iter-time", "10ms", "--uuid", form.format(known.upper()), "--passphrase", f"+{key}", image]
+    nbdfs("luks", "format", *words)
+    assert cryptsetup("luksUUID", image).stdout.decode().strip() == known
+
+
 def test_the_last_key_stays_although_an_unbound_one_is_there(tmp_path: Path, key: Path) -> None:
     """An unbound key slot opens a key of its own, no data."""
     image, other = tmp_path / "image", key_file(tmp_path / "other", b"other")
