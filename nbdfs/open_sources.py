@@ -15,6 +15,7 @@ import trio
 from nbdfs.checked import Checked
 from nbdfs.errors import UsageError, UserError, reason
 from nbdfs.export import Export
+from nbdfs.parts import added
 from nbdfs.records import Record
 from nbdfs.registry import OpenContext
 from nbdfs.source import CLOSE_TIMEOUT, Source
@@ -23,7 +24,8 @@ from nbdfs.stack import Plan, behind_door, open_stack
 log = logging.getLogger(__name__)
 
 _AT_ONCE = 64  # sources being opened
-_FLUSH_TIMEOUT = 60.0  # seconds for the last flush of a source
+_FLUSH_TIMEOUT = 60.0  # seconds for the last flush of a source, from when it last got on
+_FLUSH_LOOKS = 1.0  # seconds from one look at that to the next
 
 
 class Manner(Record):
@@ -112,9 +114,9 @@ class OpenSources:
                     scope.shield = True
                     for export in exports:
                         await export.unused.wait()
-                    scope.deadline = trio.current_time() + _FLUSH_TIMEOUT + CLOSE_TIMEOUT
                     for export in exports:
                         await self._flush(export)
+                    scope.deadline = trio.current_time() + _FLUSH_TIMEOUT + CLOSE_TIMEOUT
             if scope.cancelled_caught:
                 log.error("%s: was not closed in time", exports[0].description)
         except Exception:
@@ -134,13 +136,17 @@ class OpenSources:
         if not export.source.writable:
             return
         failure = f"not done within {_FLUSH_TIMEOUT:g} s"
-        with trio.move_on_after(_FLUSH_TIMEOUT):
-            try:
-                await export.source.flush()
-            except OSError as error:
-                failure = reason(error)
-            else:
-                return
+        with trio.move_on_after(_FLUSH_TIMEOUT) as scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_prolong, scope, export)
+                try:
+                    await export.source.flush()
+                    failure = ""
+                except OSError as error:
+                    failure = reason(error)
+                nursery.cancel_scope.cancel()
+        if not failure:
+            return
         log.error("%s: the last flush failed, data may be lost: %s", export.description, failure)
         self._flush_failures.append(f"{export.description}: {failure}")
 
@@ -170,3 +176,17 @@ class OpenSources:
     def _behind_door(self, planned: Plan, source: Source) -> Checked:
         manner = self._manner
         return behind_door(planned.source.name, source, readonly=manner.readonly, metered=manner.metered)
+
+
+async def _prolong(scope: trio.CancelScope, export: Export) -> None:
+    """Give a flush time for as long as less and less waits to be written."""
+    least = _dirty(export)
+    while True:
+        await trio.sleep(_FLUSH_LOOKS)
+        if (dirty := _dirty(export)) < least:
+            least = dirty
+            scope.deadline = trio.current_time() + _FLUSH_TIMEOUT
+
+
+def _dirty(export: Export) -> int:
+    return added(part.statistics() for part in export.source.parts).get("dirty_bytes", 0)

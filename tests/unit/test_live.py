@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from nbdfs import live
 from nbdfs.backends.null import DRIVER as NULL
@@ -238,6 +239,20 @@ async def test_the_last_flush_that_fails_is_told_at_the_end() -> None:
     with pytest.raises(UserError, match=r"the last flush failed, data may be lost: .*the disk is gone"):
         async with shop() as (exports, _):
             await exports.add("a", made_of(lambda: Broken([])))
+
+
+@pytest.mark.parametrize(("rate", "ends"), [("256k", True), ("8k", False)])
+async def test_the_last_flush_has_time_for_as_long_as_it_gets_on(
+    autojump_clock: MockClock, rate: str, ends: bool
+) -> None:
+    """32 MiB take minutes at the one rate; at the other not even the first of them comes in time."""
+    told = nullcontext() if ends else pytest.raises(UserError, match=r"the last flush failed.*not done within 60 s")
+    with told:
+        async with shop() as (exports, _):
+            export = await exports.add("a", plan(f"cache,mode=writeback::rate,rate={rate}::null:64M"))
+            for offset in range(0, 32 << 20, 1 << 20):
+                await export.source.pwrite(memoryview(bytes(1 << 20)), offset)
+    assert ends is (trio.current_time() > 100)
 
 
 async def test_new_users_wait_while_the_size_changes() -> None:
