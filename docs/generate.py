@@ -29,7 +29,7 @@ SUBJECTS = {
     "Commands": "cli compat config copying info dump stride",
     "A running process": "supervise systemd control metrics logs outbox lossy progress fetching",
     "What sources and layers share": "around window unpacking scratch budget keystream rangelock",
-    "Tools": "ranges buffers fileio pages libc nursery undo records",
+    "Tools": "ranges buffers mountpoint fileio pages libc nursery undo records",
 }
 
 

@@ -90,14 +90,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except* _NobodyReadsError:
         status = 1
     except* OSError as group:
-        if any(error.errno not in (errno.EMFILE, errno.ENFILE) for error in leaves(group)):
+        known = {_known_trouble(error) for error in leaves(group)}
+        if "" in known:
             raise
-        _report(UserError("too many open files: let the command have more, for example by ulimit -n 1024"))
+        for trouble in known:
+            _report(UserError(trouble))
         status = 1
     if arguments is None:
         sys.stderr.flush()
         os._exit(status)  # all is written: to take a process apart is a tenth of a short command's time
     return status
+
+
+def _known_trouble(error: OSError) -> str:
+    """What is wrong with how the process was started, if that is what failed, whatever the command was."""
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return "too many open files: let the command have more, for example by ulimit -n 1024"
+    if error.errno == errno.ENOENT and not error.filename and not _has_folder():
+        return "the working directory is gone: change to another one"
+    return ""
+
+
+def _has_folder() -> bool:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 class _NobodyReadsError(Exception):

@@ -8,7 +8,6 @@ Unlike umount(8) alone it returns only when all is flushed and the process behin
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 
 from nbdfs.cli import umount
@@ -27,5 +26,5 @@ def run(words: Sequence[str]) -> int:
     add("-t", metavar="TYPE", help="accepted")
     arguments = parser.parse_args(words)
     with mount_errors():
-        umount.end(os.path.abspath(arguments.target), lazy=arguments.lazy)
+        umount.end(arguments.target, lazy=arguments.lazy)
     return 0

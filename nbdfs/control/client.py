@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -11,6 +10,7 @@ from typing import Any, Self
 from nbdfs.control import place, protocol
 from nbdfs.control.protocol import Request, RequestError
 from nbdfs.errors import UsageError, UserError, reason
+from nbdfs.mountpoint import mountpoint
 from nbdfs.records import Record
 
 _CONNECT = 2.0  # seconds
@@ -111,5 +111,4 @@ def find_process(place: str, method: str = "about") -> Process:
 
 def _names(place: str) -> set[str]:
     """What a process may call itself that the user calls `place`.  Looks at no mount, which might not answer."""
-    folder, name = os.path.split(place.rstrip("/") or "/")
-    return {place, os.path.join(os.path.realpath(folder or "."), name)}
+    return {place, mountpoint(place)}

@@ -14,6 +14,8 @@ import shutil
 import socket
 import stat
 import subprocess
+import threading
+from collections.abc import Iterator
 
 from nbdfs import libc
 from nbdfs.errors import UserError
@@ -45,16 +47,46 @@ class Mount(Record):
 
 def find_mount(target: str) -> Mount | None:
     """The mount on top of an absolute path, if it is a mount point.  An automount that waits there is none yet."""
-    found = None
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
+    mounts = [mount for mount in _table() if mount.target == target and mount.fstype != "autofs"]
+    return mounts[-1] if mounts else None  # the last one is on top
+
+
+def places(device: str) -> list[str]:
+    """Where the file system with this number is mounted."""
+    return [mount.target for mount in _table() if mount.device == device]
+
+
+def _table() -> Iterator[Mount]:
+    # A name can have a carriage return, which ends no line.
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape", newline="\n") as table:
         for line in table:
             fields, _, rest = line.partition(" - ")
             words = fields.split(" ")
             fstype, source, *_ = rest.split(" ")
-            mount = Mount(_unescaped(words[4]), words[2], fstype, _unescaped(source))
-            if mount.target == target and mount.fstype != "autofs":
-                found = mount  # the last one is on top
-    return found
+            yield Mount(_unescaped(words[4]), words[2], fstype, _unescaped(source))
+
+
+def ask(target: str, seconds: float) -> None:
+    """Have what is mounted at a path answer.
+
+    Raises OSError: ENOTCONN if its process is gone, ETIMEDOUT if it is silent.
+    A thread asks, which is left behind if there is no answer: until then nothing but SIGKILL would end the wait.
+    """
+    failures: list[OSError] = []
+
+    def run() -> None:
+        try:
+            os.statvfs(target)  # unlike stat, never answered from what the kernel remembers
+        except OSError as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT), target)
+    if failures:
+        raise failures[0]
 
 
 def privileged() -> bool:

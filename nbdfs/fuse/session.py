@@ -57,6 +57,12 @@ class Session:
     ended: trio.Event = field(default_factory=trio.Event)  # unmounted, by whomever
     stopped: Callable[[], Awaitable[int]] = trio.sleep_forever  # returns once the process is asked to stop
     minor: int = 0  # FUSE protocol of the kernel, 7.minor
+    number: str = ""  # of the file system, MAJOR:MINOR
+
+    def place(self) -> str:
+        """Where it is mounted now: a directory above may have got another name."""
+        found = mounting.places(self.number)
+        return self.target if self.target in found or not found else found[0]
 
     async def invalidate(self, file: File, offset: int, length: int) -> None:
         """Make the kernel forget a range it has cached.  May wait for the kernel to write back its own changes."""
@@ -85,7 +91,8 @@ class Session:
             | InitFlag.DIRECT_IO_ALLOW_MMAP
         )
         if self.options.writeback:
-            wanted |= InitFlag.WRITEBACK_CACHE
+            if not self.options.readonly:
+                wanted |= InitFlag.WRITEBACK_CACHE
         else:
             # For io_uring and aio.  A plain read or write stays interruptible, since its handle has FOPEN_DIRECT_IO.
             wanted |= InitFlag.ASYNC_DIO
@@ -166,12 +173,19 @@ async def _come_up(session: Session) -> None:
         raise UserError("passthrough needs Linux 6.9 or newer and root: leave out -o passthrough")
     # Until the kernel has asked once, the root has no permissions at all, and an invalidation at the wrong moment
     # makes the kernel throw its first answer away.
-    await trio.to_thread.run_sync(os.stat, session.target, abandon_on_cancel=True)
+    status = await trio.to_thread.run_sync(os.stat, session.target, abandon_on_cancel=True)
+    session.number = f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}"
     if not session.passthrough.enabled:
         await trio.to_thread.run_sync(_tune, session)
-    if session.options.writeback and isinstance(session.tree[ROOT], File):
+    root = session.tree[ROOT]
+    if session.options.writeback and not session.options.readonly and isinstance(root, File):
         # With a write-back cache the kernel trusts the size it knows, and for a root inode it knows 0.
-        await trio.to_thread.run_sync(os.truncate, session.target, session.tree.file(ROOT).size)
+        try:
+            await trio.to_thread.run_sync(os.truncate, session.target, root.size)
+        except OSError as error:
+            raise UserError(
+                f"-o writeback needs a file that you may write: {reason(error)}; leave it out, or mount with -o ro"
+            ) from error
 
 
 def _tune(session: Session) -> None:
@@ -191,7 +205,7 @@ def _tune(session: Session) -> None:
 async def _stop(session: Session, plane: DataPlane) -> None:
     if not session.ended.is_set():
         try:
-            await trio.to_thread.run_sync(mounting.unmount, session.target, abandon_on_cancel=True)
+            await trio.to_thread.run_sync(mounting.unmount, session.place(), abandon_on_cancel=True)
         except OSError as error:
             if error.errno == errno.EBUSY:
                 await _detach(session)
@@ -203,19 +217,20 @@ async def _stop(session: Session, plane: DataPlane) -> None:
 
 
 async def _detach(session: Session) -> None:
-    log.info("%s is in use: detaching it", session.target)
+    place = session.place()
+    log.info("%s is in use: detaching it", place)
     paths = {file: path for path, file in session.tree.paths()}
     for file in session.tree.files():
         if file.writers:
             try:
                 if file in paths:
-                    path = os.path.join(session.target, paths[file])
+                    path = os.path.join(place, paths[file])
                     await trio.to_thread.run_sync(_write_back, path, abandon_on_cancel=True)
                 else:
                     await session.invalidate(file, 0, file.size)
             except OSError as error:
                 log.error("%s: %s", file.source.info.description, reason(error))
-    detach = partial(mounting.unmount, session.target, lazy=True)
+    detach = partial(mounting.unmount, place, lazy=True)
     await trio.to_thread.run_sync(detach, abandon_on_cancel=True)
 
 
@@ -244,5 +259,6 @@ async def write_back(session: Session, path: str, file: File, offset: int, lengt
 
     try:
         await trio.to_thread.run_sync(run, abandon_on_cancel=True)
-    except FileNotFoundError:
-        await session.invalidate(file, offset, length)  # a removed file has no path: writing back forgets the range too
+    except (FileNotFoundError, PermissionError):
+        # A removed file has no path, and one with other permissions does not let us in: forgetting writes back too.
+        await session.invalidate(file, offset, length)

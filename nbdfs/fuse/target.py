@@ -15,11 +15,13 @@ from collections.abc import Iterator
 
 from nbdfs.errors import UserError
 from nbdfs.fuse import mounting
+from nbdfs.mountpoint import mountpoint
 
 log = logging.getLogger(__name__)
 
 _MARK = "user.nbdfs.placeholder"
 _TYPE = "fuse.nbdfs"
+_ANSWER = 5.0  # seconds for what is mounted there
 
 
 @contextlib.contextmanager
@@ -28,9 +30,7 @@ def prepared(path: str) -> Iterator[str]:
 
     A mount of ours that a killed process left there is taken away.  Raises UserError.
     """
-    target = os.path.join(os.path.realpath(os.path.dirname(path) or "."), os.path.basename(path.rstrip("/")))
-    if not os.path.basename(target):
-        target = os.path.realpath(path)
+    target = mountpoint(path)
     clear_stale(target)
     if os.path.islink(target):
         target = os.path.realpath(target)
@@ -95,10 +95,14 @@ def _remove_placeholder(target: str) -> None:
 
 
 def clear_stale(target: str) -> None:
-    """Take away a mount of ours whose process is gone."""
+    """Take away a mount of ours whose process is gone.  Raises UserError for one that does not answer."""
     try:
-        os.statvfs(target)  # unlike stat, never answered from what the kernel remembers
+        mounting.ask(target, _ANSWER)
     except OSError as error:
+        if error.errno == errno.ETIMEDOUT:
+            raise UserError(
+                f"{target} is a mount that does not answer, perhaps suspended: nbdfs umount --lazy {target} ends it"
+            ) from error
         if error.errno != errno.ENOTCONN:
             return
         mount = mounting.find_mount(target)

@@ -195,3 +195,82 @@ def test_stop_signals_that_come_twice_do_not_leave_the_placeholder_behind(mount:
         time.sleep(0.001)
     assert mounted.process.returncode == 0
     assert not mounted.file.exists()
+
+
+def test_a_folder_above_gets_another_name(mount: Mounter) -> None:
+    above, renamed = mount.folder / "above", mount.folder / "renamed"
+    mount.do(above.mkdir)
+    image = mount.folder / "image"
+    mount.do(lambda: image.write_bytes(bytes(SIZE)))
+    mounted = mount(str(image), name="above/disk.img")
+    mount.do(lambda: above.rename(renamed))
+
+    def store() -> None:
+        with (renamed / "disk.img").open("r+b") as disk:
+            disk.write(b"stored")
+
+    mount.do(store)
+    assert mounted.stop() == 0
+    assert not is_mounted(renamed / "disk.img")
+    assert image.read_bytes().startswith(b"stored")
+
+
+def test_names_with_anything_in_them(mount: Mounter) -> None:
+    """Of other mounts too: the mount table leaves a carriage return as it is."""
+    name = "carriage\rreturn, tab\t and \\040"
+    mount("memory:1M", name=name)
+    other = mount("memory:1M", name="other")
+    for file in (mount.folder / name, other.file):
+        mount.run(*nbdfs("umount", str(file)))
+        assert not file.exists()
+
+
+def test_the_working_directory_is_covered_once(mount: Mounter) -> None:
+    folder = mount.folder / "here"
+    mount.do(folder.mkdir)
+
+    def inside(*words: str) -> subprocess.CompletedProcess[str]:
+        return mount.run("sh", "-c", 'cd here && exec "$@"', "sh", *nbdfs(*words), check=False)
+
+    assert inside("mount", "-b", "first=memory:1M", ".").returncode == 0
+    try:
+        again = inside("mount", "-b", "first=memory:1M", "./")
+        assert again.returncode == 1
+        assert "is already a mount" in again.stderr
+        for place, name in ((".", "second"), ("../here", "third"), (str(folder), "fourth")):
+            assert inside("add", place, f"{name}=memory:1M").returncode == 0
+    finally:
+        mount.run(*nbdfs("umount", "here"))
+
+
+def test_lazy_umount_waits_for_no_user(mount: Mounter) -> None:
+    mounted = mount("memory:1M")
+    descriptor = mount.do(lambda: os.open(mounted.file, os.O_RDWR))
+    try:
+        busy = mount.run(*nbdfs("umount", str(mounted.file)), check=False)
+        assert busy.returncode == 1
+        assert "--lazy" in busy.stderr
+        mount.run(*nbdfs("umount", "--lazy", str(mounted.file)))
+        assert not is_mounted(mounted.file)
+        assert mounted.process.poll() is None
+        assert mount.do(lambda: os.pwrite(descriptor, b"still there", 0)) == 11
+    finally:
+        os.close(descriptor)
+    assert mounted.process.wait(SECONDS) == 0
+
+
+def test_a_suspended_process_holds_up_no_command_for_ever(mount_data_plane: Mounter) -> None:
+    mount = mount_data_plane
+    mounted = mount("memory:1M")
+    mounted.process.send_signal(signal.SIGSTOP)
+    try:
+        for command in (nbdfs("mount", "memory:1M", str(mounted.file)), nbdfs("umount", str(mounted.file))):
+            done = mount.run(*command, check=False)
+            assert done.returncode == 1
+            assert "--lazy" in done.stderr
+        mount.run(*nbdfs("umount", "--lazy", str(mounted.file)))
+        assert not is_mounted(mounted.file)
+    finally:
+        mounted.process.send_signal(signal.SIGCONT)
+    assert mounted.process.wait(SECONDS) == 0
+    assert not mounted.file.exists()

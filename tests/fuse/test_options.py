@@ -12,7 +12,7 @@ import pytest
 
 from nbdfs.errors import UsageError
 from nbdfs.fuse.options import MountOptions, parse_options
-from tests.mounts import NOBODY, Mounter, is_mounted, wait_until
+from tests.mounts import NOBODY, SECONDS, Mounter, is_mounted, wait_until
 
 SPEC = "memory:1M"
 
@@ -113,3 +113,19 @@ def test_wrong_options(text: str, words: str) -> None:
 
 def test_words_for_others_are_ignored() -> None:
     assert parse_options(["defaults,_netdev,nofail,x-systemd.automount,user", "noauto"]) == MountOptions()
+
+
+@pytest.mark.parametrize("spec", ["pattern:1M", "memory:1M"])
+def test_write_back_cache_of_what_is_read_only(mount: Mounter, spec: str) -> None:
+    file = mount(spec, "-o", "writeback,ro").file
+    assert mount.do(lambda: len(file.read_bytes())) == 1 << 20
+
+
+def test_write_back_cache_of_a_file_that_its_owner_may_not_write(mount: Mounter) -> None:
+    if not mount.prefix:
+        pytest.skip("root may write it")
+    mounted = mount("memory:1M", "-o", "writeback,mode=0400", ready=False)
+    assert mounted.process.wait(SECONDS) == 1
+    assert mounted.process.stderr
+    (said,) = mounted.process.stderr.read().splitlines()
+    assert "-o writeback needs a file that you may write" in said

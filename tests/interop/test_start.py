@@ -68,3 +68,12 @@ def test_too_few_open_files_are_told_in_one_line(words: list[str], limit: int) -
     assert (done.returncode, done.stdout) == (1, "")
     (line,) = done.stderr.splitlines()
     assert line.startswith("nbdfs: ") and "too many open files" in line.lower()
+
+
+@pytest.mark.parametrize("words", [["mount", "memory:1M", "disk"], ["umount", "disk"], ["add", "/nowhere", "a=b"]])
+def test_a_working_directory_that_is_gone_is_told_in_one_line(tmp_path: Path, words: list[str]) -> None:
+    argv = ["sh", "-c", 'rmdir "$PWD"; exec "$@"', "sh", *command(*words)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=TIMEOUT, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    assert line == "nbdfs: the working directory is gone: change to another one"

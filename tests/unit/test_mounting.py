@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from nbdfs.errors import UserError
-from nbdfs.fuse import mounting
+from nbdfs.fuse import mounting, session
 from nbdfs.fuse.options import MountOptions
 
 
@@ -29,3 +32,20 @@ def test_a_helper_that_does_not_end_is_one_line(stuck: str) -> None:
         mounting.mount(stuck, stat.S_IFREG, MountOptions())
     with pytest.raises(UserError, match=r"cannot unmount .*is not done after 0.2 s"):
         mounting.unmount(stuck)
+
+
+async def test_a_file_that_may_not_be_opened_is_written_back_by_forgetting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody can have it open for writing all the same."""
+    forgotten = []
+
+    async def invalidate(*arguments: Any) -> None:
+        forgotten.append(arguments)
+
+    def refuse(*arguments: Any) -> int:
+        raise PermissionError
+
+    file = SimpleNamespace(inode=7)
+    monkeypatch.setattr(os, "open", refuse)
+    mount = SimpleNamespace(target="/nowhere", invalidate=invalidate)
+    await session.write_back(cast(Any, mount), "", cast(Any, file), 4096, 512)
+    assert forgotten == [(file, 4096, 512)]
