@@ -95,6 +95,8 @@ class ControlPlane(pyfuse3.Operations):
         emptied = False
         if fields.update_size:
             emptied = await self._truncate(self._tree.file(inode), attr.st_size)
+        if isinstance(node, File):
+            node.notice_changes()  # those until now: the times that are set come after them
         if fields.update_mode:
             node.permissions = attr.st_mode & 0o777  # set-id bits have no meaning on a disk
         if fields.update_uid:
@@ -123,8 +125,13 @@ class ControlPlane(pyfuse3.Operations):
             raise SourceError(errno.EPERM)
         if not file.source.writable:
             raise SourceError(errno.EROFS)
-        with trio.move_on_after(self._session.options.timeout) as scope:
-            await zero(file, 0, file.size, punch=True)
+        timeout = self._session.options.timeout
+        with trio.move_on_after(timeout) as scope:
+
+            def progress() -> None:
+                scope.deadline = trio.current_time() + timeout
+
+            await zero(file, 0, file.size, punch=True, progress=progress)
         if scope.cancelled_caught:
             raise SourceError(errno.EIO)
         return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 
 from nbdfs import eager
 from nbdfs.errors import SourceError
@@ -98,7 +99,7 @@ class Operations:
                 raise SourceError(errno.ENOSPC, "the size of a device is fixed")
             length = file.size - offset  # past the end there is nothing to punch or zero
         if mode & ~_KEEP_SIZE and length > 0:
-            await zero(file, offset, length, punch=bool(mode & _PUNCH_HOLE), request=request)
+            await zero(file, offset, length, punch=bool(mode & _PUNCH_HOLE), progress=request.progress)
         request.reply()
 
     async def copy_range(self, request: Request, file: File) -> None:
@@ -125,12 +126,11 @@ class Operations:
             request.reply(wire.COPY_OUT.pack(length))
 
 
-async def zero(file: File, offset: int, length: int, *, punch: bool, request: Request | None = None) -> None:
-    """Make a range of a file read as zero, whatever its source can do."""
+async def zero(file: File, offset: int, length: int, *, punch: bool, progress: Callable[[], None]) -> None:
+    """Make a range of a file read as zero, whatever its source can do; `progress` is told that it got on."""
     try:
         for at, size in pieces(offset, length, _ZERO_STEP):
             await file.source.zero(at, size, may_trim=punch)
-            if request:
-                request.progress()
+            progress()
     finally:
         file.touch()

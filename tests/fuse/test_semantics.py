@@ -90,7 +90,16 @@ def test_times(mount: Mounter) -> None:
         before = file.stat().st_mtime_ns
         time.sleep(0.05)
         write_at(file, b"x", 0)
-        assert file.stat().st_mtime_ns > before
+        changed = file.stat().st_mtime_ns
+        assert changed > before
+        os.utime(file, ns=(1, 2))
+        assert file.stat().st_mtime_ns == 2
+        write_at(file, b"y", 0)
+        assert file.stat().st_mtime_ns > changed
+        with opened(file, os.O_RDWR | os.O_TRUNC) as descriptor:  # as cp -p does
+            os.pwrite(descriptor, b"z", 0)
+            os.utime(descriptor, ns=(3, 4))
+        assert file.stat().st_mtime_ns == 4
 
     mount.do(look)
 
@@ -367,6 +376,12 @@ def test_stalled_source(mount: Mounter) -> None:
         assert file.stat().st_size == SIZE
 
     mount.do(look)
+
+
+def test_a_long_truncation_that_gets_on(mount: Mounter) -> None:
+    """The deadline is for each step of it."""
+    file = mount("delay,zero=400ms::memory:4G", "-o", "timeout=1").file
+    mount.do(lambda: os.truncate(file, 0))
 
 
 def test_flush_fails(mount: Mounter) -> None:
