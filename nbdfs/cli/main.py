@@ -50,6 +50,18 @@ class Parser(argparse.ArgumentParser):
 
     prepare: Callable[[Sequence[str]], list[str]] = staticmethod(fold_captives)
 
+    def parse_args(  # type: ignore[override]
+        self, args: Sequence[str], namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:
+        """As argparse has it, and where that leaves words over, with options between those of one argument."""
+        found, left = self.parse_known_args(args, namespace)
+        if not left:
+            return found
+        whole = any(action.nargs in (argparse.REMAINDER, argparse.PARSER) for action in self._actions)
+        if whole or "--" in args:  # argparse cannot tell then
+            self.error(f"unrecognized arguments: {' '.join(left)}")
+        return self.parse_intermixed_args(args)
+
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see {self.prog} --help)")
 
