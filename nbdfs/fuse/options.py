@@ -96,6 +96,12 @@ def _permissions(text: str) -> int:
     return mode
 
 
+def _subtype(text: str) -> str:
+    if not text:
+        raise UsageError("the type of a mount, fuse.SUBTYPE, ends with a name")
+    return text
+
+
 def _positive(text: str) -> float:
     seconds = parse_duration(text)
     if seconds <= 0:
@@ -108,7 +114,7 @@ _VALUES: dict[str, Callable[[str], object]] = {
     "gid": _owner,
     "mode": _permissions,
     "fsname": str,
-    "subtype": str,
+    "subtype": _subtype,
     "timeout": _positive,
 }
 

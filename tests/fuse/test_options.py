@@ -103,6 +103,7 @@ def test_passthrough_where_it_cannot_be_is_refused(mount: Mounter) -> None:
         ("mode=999", "not an octal number"),
         ("mode=7777", "more than 0777"),
         ("uid=root", "no user or group id"),
+        ("subtype=", "ends with a name"),
         ("writeback,passthrough", "exclude each other"),
     ],
 )
