@@ -276,7 +276,11 @@ def _made(descriptor: int, path: str, base: Base, block: int) -> Overlay:
     header = Header.for_base(base, block)
     overlay = Overlay(Scratch(descriptor, header.size, start=header.content), header, kept=True)
     overlay.rewrite_header(header)
-    _give_size(descriptor, header)
+    try:
+        _give_size(descriptor, header)
+    except OSError:
+        os.ftruncate(descriptor, 0)  # it can still be one for another device
+        raise
     directory = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(directory)

@@ -182,6 +182,23 @@ async def test_an_overlay_whose_making_was_cut_off_can_be_used(
         assert await read(layer, 200_000, 4) == b"two" + CONTENT[200_003:200_004]
 
 
+async def test_an_overlay_that_has_no_room_for_one_device_can_be_that_of_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.ftruncate
+
+    def limited(descriptor: int, length: int) -> None:
+        if length > 2 << 20:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+        real(descriptor, length)
+
+    monkeypatch.setattr(os, "ftruncate", limited)
+    path = str(tmp_path / "overlay")
+    await refused(Ram(bytes(4 << 20)), "too large", overlay=path)
+    async with cow(Ram(CONTENT), overlay=path) as layer:
+        assert await read(layer, 0, 100) == CONTENT[:100]
+
+
 async def refused(base: Ram, says: str, **options: object) -> None:
     with pytest.raises(UserError, match=says) as caught:
         async with cow(base, **options):
