@@ -156,7 +156,9 @@ class Cache(Layer):
         try:
             await self._update_whole(data, offset)
         except OSError:  # whatever ails the cache's disk, the device works on without it
-            await self._write_back.run(first, last)  # what is dirty here goes first, for it is older
+            # What is here goes first: it is older, or some of the data, of which below knows nothing yet.
+            self._blocks.dirty.update(block for block in range(first, last) if block in self._blocks)
+            await self._write_back.run(first, last)
             await self._write_below(data, offset, fua=False)
             self._blocks.remove(first, last)
             return
@@ -165,13 +167,12 @@ class Cache(Layer):
     async def _write_through(self, data: memoryview, offset: int, fua: bool) -> None:
         first, last = self._blocks.touched(offset, len(data))
         await self._write_below(data, offset, fua=fua)
-        try:
+        # Below the write is done; what is here must be so too or be gone, whatever ends the block.
+        with suppress(OSError), unless_done(lambda: self._blocks.remove(first, last)):
             if self._populating:
                 await self._update_whole(data, offset)
             else:
                 await self._update_present(data, offset)
-        except OSError:
-            self._blocks.remove(first, last)  # the write is done; only the copy of it is not
 
     async def _update_whole(self, data: memoryview, offset: int) -> None:
         """Put data into the store; blocks that it covers in part and that are not present are completed first."""

@@ -276,6 +276,25 @@ async def test_a_failed_write_through_leaves_nothing_stale() -> None:
         assert await read(layer, 0, 100) == base.content[:100]
 
 
+@pytest.mark.parametrize("mode", ["read", "writethrough"])
+async def test_a_write_that_is_cancelled_when_it_is_done_below_leaves_nothing_stale(mode: str) -> None:
+    """As one is that a thread carries out: it is cancelled no sooner than at its end."""
+
+    class Shielded(Ram):
+        async def pwrite(self, data: memoryview, offset: int, *, fua: bool = False) -> None:
+            scope.cancel()
+            await super().pwrite(data, offset)
+
+    base = Shielded(CONTENT)
+    async with cached(base, mode=mode) as layer:
+        assert await read(layer, 0, 100) == CONTENT[:100]
+        with trio.CancelScope() as scope:
+            await layer.pwrite(memoryview(b"x" * 10), 5)
+        assert scope.cancelled_caught
+        assert base.content[5:15] == b"x" * 10
+        assert await read(layer, 0, 100) == base.content[:100]
+
+
 async def test_dirty_blocks_are_bounded() -> None:
     base = Ram(bytes(1 << 20))
     async with cached(base, mode="writeback", **SMALL) as layer:
@@ -331,6 +350,29 @@ async def test_a_write_that_the_cache_disk_refuses_is_done_below(
             assert await read(layer, offset, len(there)) == there
     for offset, there in ((5, b"old" * 3), (100, b"new" * 10), (50_000, b"new" * 10)):
         assert base.content[offset : offset + len(there)] == there
+
+
+async def test_a_write_that_the_cache_disk_takes_a_part_of_and_that_is_then_cancelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is read of it afterwards is what gets below."""
+    base = Ram(CONTENT)
+    async with cached(base, cache=str(tmp_path), mode="writeback", block=4096) as layer:
+        await read(layer, 0, 4096)
+
+        def take_half(scratch: Scratch, data: memoryview, offset: int) -> None:
+            real(scratch, data[: len(data) // 2], offset)
+            scope.cancel()
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        real = Scratch.write_now
+        with monkeypatch.context() as patch, trio.CancelScope() as scope:
+            patch.setattr(Scratch, "write_now", take_half)
+            await layer.pwrite(memoryview(b"x" * 10), 5)
+        assert scope.cancelled_caught
+        there = await read(layer, 0, 100)
+        assert there == CONTENT[:5] + b"x" * 5 + CONTENT[10:100]
+    assert base.content[:100] == there
 
 
 # ---- kept between runs
