@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TypeVar
@@ -9,7 +10,8 @@ from typing import TypeVar
 import trio
 
 from nbdfs.around import OPERATIONS, AroundLayer, Request
-from nbdfs.records import Record
+from nbdfs.errors import SourceError
+from nbdfs.records import Record, replace
 from nbdfs.registry import BOOLEAN, DURATION, LayerDriver, OpenContext, option
 from nbdfs.source import CLOSE_TIMEOUT, Caps, Source
 
@@ -35,11 +37,15 @@ class Delay(AroundLayer):
     """`below`, with seconds to wait before each operation; requests at the same time wait at the same time."""
 
     def __init__(self, below: Source, seconds: dict[str, float], *, fast_zero: bool) -> None:
-        waits = Caps.IMMEDIATE if any(seconds.values()) else Caps.NONE
-        super().__init__(below, without=waits if fast_zero else waits | Caps.FAST_ZERO)
+        super().__init__(below, without=Caps.IMMEDIATE if any(seconds.values()) else Caps.NONE)
+        if not fast_zero and Caps.WRITE in self.info.caps:  # it is offered to be refused
+            self.info = replace(self.info, caps=self.info.caps | Caps.ZERO | Caps.FAST_ZERO)
+        self._fast_zero = fast_zero
         self._seconds = seconds
 
     async def around(self, request: Request, call: Callable[[], Awaitable[T]]) -> T:
+        if not self._fast_zero and "fast" in request.words:
+            raise SourceError(errno.ENOTSUP, "no fast way to zero", where=self.info.description)
         if seconds := self._seconds[request.operation]:
             await trio.sleep(seconds)
         return await call()
