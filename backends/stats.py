@@ -23,6 +23,7 @@ from nbdfs.source import Source
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
+_MOVING = ("read", "write", "trim", "zero")  # whose bytes count in all: the others only ask
 _PATIENCE = 1.0  # seconds to take the figures
 
 
@@ -69,7 +70,7 @@ class Stats(AroundLayer):
         """Lines for people."""
         elapsed = time.monotonic() - self._since
         every = self.figures.values()
-        total = sum(figures.bytes for figures in every)
+        total = sum(self.figures[operation].bytes for operation in _MOVING)
         rate = _bytes(total / elapsed) if elapsed else "0 bytes"
         yield f"total: {sum(figures.requests for figures in every)} ops, {elapsed:.6f} s, {_bytes(total)}, {rate}/s"
         for operation, figures in self.figures.items():

@@ -120,6 +120,7 @@ async def test_delayed_opening_and_closing(autojump_clock: MockClock) -> None:
 
 async def test_no_fast_zero() -> None:
     async with open_stack("delay,fast-zero=false,zero=1h::null:1M") as door:
+        assert Caps.FAST_ZERO in door.info.caps, "else a client that asks for one is told that it breaks the protocol"
         with pytest.raises(OSError) as refusal:
             await door.zero(0, 512, fast=True)
         assert refusal.value.errno == errno.ENOTSUP
@@ -166,10 +167,12 @@ async def test_stats(tmp_path: Path) -> None:
         await door.pwrite(memoryview(bytes(512)), 0)
         with pytest.raises(OSError):
             await door.trim(0, 4096)
+        await door.extents(0, 1 << 20)
     text = file.read_text()
-    assert re.search(r"^total: 5 ops, [\d.]+ s, 72.50 KiB, ", text, re.MULTILINE)
+    assert re.search(r"^total: 6 ops, [\d.]+ s, 72.50 KiB, ", text, re.MULTILINE)
     assert re.search(r"^read: 3 ops, [\d.]+ s, mean \d+ us, longest \d+ us, 72.00 KiB, ", text, re.MULTILINE)
     assert re.search(r"^  4.00 KiB and more:\s+66.7% \(2 ops\)$", text, re.MULTILINE)
+    assert re.search(r"^extents: 1 ops, .* 1.00 MiB, ", text, re.MULTILINE)
     assert re.search(r"^trim: 1 ops, 1 failed, ", text, re.MULTILINE)
     with pytest.raises(UserError, match="stats: cannot write /no/such/stats"):
         async with open_stack("stats,file=/no/such/stats::null:1M"):
