@@ -208,18 +208,20 @@ class ControlPlane(pyfuse3.Operations):
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         folder = self._handles[fh][0]
         assert isinstance(folder, Directory)
-        for number, (name, node) in enumerate(self._listing(folder), 1):
-            if number > start_id:
+        for place, name, node in self._listing(folder):
+            if place > start_id:
                 # The kernel counts a lookup for each entry it takes, except for the two dots.
-                if not pyfuse3.readdir_reply(token, name, self._entry(node), number):
+                if not pyfuse3.readdir_reply(token, name, self._entry(node), place):
                     return
                 node.lookups += name not in (b".", b"..")
 
     @staticmethod
-    def _listing(folder: Directory) -> Iterator[tuple[bytes, Node]]:
-        yield b".", folder
-        yield b"..", folder.parent
-        yield from list(folder.children.items())
+    def _listing(folder: Directory) -> Iterator[tuple[int, bytes, Node]]:
+        """The entries with their places, which stay when others come and go: whoever is half-way misses none."""
+        yield 1, b".", folder
+        yield 2, b"..", folder.parent
+        for name, node in sorted(folder.children.items(), key=lambda child: child[1].inode):
+            yield 2 + node.inode, name, node
 
     @_guarded
     async def fsyncdir(self, fh: int, datasync: bool) -> None:

@@ -225,6 +225,17 @@ def test_an_empty_mount_ends_as_any_other(data_plane: Directory) -> None:
 
 
 @pytest.mark.root
+def test_who_lists_a_directory_misses_no_file(data_plane: Directory) -> None:
+    """Files are removed while it is read, in which others must not get their place."""
+    names = [f"{number:03}-{'x' * 200}" for number in range(300)]  # more than is read at once
+    data_plane.command("add", *(f"{name}=null:1M" for name in names))
+    with os.scandir(data_plane.path) as entries:
+        seen = {next(entries).name}
+        data_plane.command("remove", *names[:20])
+        seen |= {entry.name for entry in entries}
+    assert seen >= set(names[20:])
+
+
 def test_a_file_with_a_mount_on_it_is_not_removed(data_plane: Directory) -> None:
     file = str(data_plane / "first")
     subprocess.run(["mount", "--bind", "/proc/version", file], check=True)
