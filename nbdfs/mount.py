@@ -135,7 +135,7 @@ async def mounted(what: Order) -> AsyncIterator[Mount]:
     Raises UserError or UsageError if it does not come up, UserError if a flush at the end fails.
     """
     options = replace(what.options, fsname=what.fsname)
-    with prepared(what.target) as target:
+    with prepared(what.target, options.subtype) as target:
         # From before the mount exists to after it is gone a signal asks for an orderly end and does not kill.
         async with live.opened(
             readonly=options.readonly, allow_empty=what.allow_empty, metered=what.metered

@@ -55,8 +55,9 @@ def run(argv: Sequence[str]) -> int:
     if not arguments.mountpoint:
         raise UsageError("write where the file shall be, then the server: nbdfuse MOUNTPOINT[/FILENAME] URI")
     spec = _with_options(_spec(arguments), (("connections", str(arguments.connections)), ("discard", "")))
-    name, target = _place(arguments.mountpoint)
-    order = mount.Order({name: plan(spec)}, target, _options(arguments), allow_empty=True)
+    options = _options(arguments)
+    name, target = _place(arguments.mountpoint, options.subtype)
+    order = mount.Order({name: plan(spec)}, target, options, allow_empty=True)
     trio.run(_serve, order, arguments.pidfile)
     return 0
 
@@ -103,9 +104,9 @@ def _with_options(spec: Spec, options: tuple[tuple[str, str], ...]) -> Spec:
     return replace(spec, layers=(Segment("nbd", (*own, *options)),))
 
 
-def _place(mountpoint: str) -> tuple[str, str]:
+def _place(mountpoint: str, subtype: str) -> tuple[str, str]:
     """The name of the file, empty if a file is covered, and what is mounted on."""
-    clear_stale(os.path.abspath(mountpoint))
+    clear_stale(os.path.abspath(mountpoint), subtype)
     if os.path.isdir(mountpoint):
         return _FILE, mountpoint
     if os.path.exists(mountpoint):

@@ -20,21 +20,20 @@ from nbdfs.mountpoint import mountpoint
 log = logging.getLogger(__name__)
 
 _MARK = "user.nbdfs.placeholder"
-_TYPE = "fuse.nbdfs"
 _ANSWER = 5.0  # seconds for what is mounted there
 
 
 @contextlib.contextmanager
-def prepared(path: str) -> Iterator[str]:
+def prepared(path: str, subtype: str) -> Iterator[str]:
     """The absolute path of a file or directory that can be covered; what was made for it is removed at the end.
 
-    A mount of ours that a killed process left there is taken away.  Raises UserError.
+    A mount of this subtype that a killed process left there is taken away.  Raises UserError.
     """
     target = mountpoint(path)
-    clear_stale(target)
+    clear_stale(target, subtype)
     if os.path.islink(target):
         target = os.path.realpath(target)
-        clear_stale(target)
+        clear_stale(target, subtype)
     made = _ensure(target)
     try:
         yield target
@@ -94,8 +93,11 @@ def _remove_placeholder(target: str) -> None:
         log.warning("the placeholder %s stays: %s", target, error.strerror)
 
 
-def clear_stale(target: str) -> None:
-    """Take away a mount of ours whose process is gone.  Raises UserError for one that does not answer."""
+def clear_stale(target: str, subtype: str) -> None:
+    """Take away a mount of ours, known by its subtype, whose process is gone.
+
+    Raises UserError for one that does not answer.
+    """
     try:
         mounting.ask(target, _ANSWER)
     except OSError as error:
@@ -106,10 +108,10 @@ def clear_stale(target: str) -> None:
         if error.errno != errno.ENOTCONN:
             return
         mount = mounting.find_mount(target)
-        if mount is None or mount.fstype != _TYPE:
+        if mount is None or mount.fstype != f"fuse.{subtype}":
             raise UserError(
                 f"{target} is a dead mount of another program: unmount it first (umount {target})"
             ) from error
         mounting.unmount(target, lazy=True)
         log.warning("took away a mount that a killed process had left on %s", target)
-        clear_stale(target)
+        clear_stale(target, subtype)

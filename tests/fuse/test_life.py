@@ -72,6 +72,15 @@ def test_umount_takes_away_all_that_a_killed_process_left(mount: Mounter) -> Non
     assert not mounted.file.exists() or not marks(mount.folder)
 
 
+@pytest.mark.parametrize("words", [(), ("-o", "subtype=disk")])
+def test_what_a_killed_process_left_is_replaced(mount: Mounter, words: tuple[str, ...]) -> None:
+    mounted = mount("memory:1M", *words)
+    mounted.process.kill()
+    mounted.process.wait(SECONDS)
+    assert mount("memory:2M", *words).stop() == 0
+    assert not is_mounted(mounted.file)
+
+
 def marks(folder: Path) -> bool:
     """Whether files there can have extended attributes, by which a placeholder is known."""
     try:
