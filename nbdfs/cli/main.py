@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import contextlib
 import errno
 import gc
@@ -158,7 +159,7 @@ def _open_standard_streams() -> None:
     """Have /dev/null where a standard stream was closed before us, so that nothing else we open gets its place.
 
     What was to be read or written there must fail, as O_PATH has it; only complaints may go nowhere.
-    Names of files that are no UTF-8 go out as they came in.
+    Names of files that are no UTF-8 go out as they came in, and what the locale has no letters for goes out escaped.
     """
     closed = sys.stdout is None
     for name, mode, flags in (("stdin", "r", os.O_PATH), ("stdout", "w", os.O_PATH), ("stderr", "w", os.O_WRONLY)):
@@ -166,9 +167,18 @@ def _open_standard_streams() -> None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, flags), mode, closefd=False))
     if closed or (sys.stdout is sys.__stdout__ and isinstance(sys.stdout, io.TextIOWrapper)):
         output = io.BufferedWriter(_Output(1, "w", closefd=False))
+        codecs.register_error("nbdfs.output", _encoded)
         sys.stdout = io.TextIOWrapper(
-            output, sys.stdout.encoding, "surrogateescape", line_buffering=bool(sys.stdout.line_buffering)
+            output, sys.stdout.encoding, "nbdfs.output", line_buffering=bool(sys.stdout.line_buffering)
         )
+
+
+def _encoded(error: UnicodeError) -> tuple[bytes, int]:
+    """What an encoding does not know, for codecs.register_error."""
+    assert isinstance(error, UnicodeEncodeError)
+    letters = error.object[error.start : error.end]
+    handlers = ("surrogateescape" if "\udc80" <= letter <= "\udcff" else "backslashreplace" for letter in letters)
+    return b"".join(letter.encode("ascii", how) for letter, how in zip(letters, handlers, strict=True)), error.end
 
 
 def _dispatch(words: list[str]) -> int:

@@ -77,3 +77,15 @@ def test_a_working_directory_that_is_gone_is_told_in_one_line(tmp_path: Path, wo
     assert (done.returncode, done.stdout) == (1, "")
     (line,) = done.stderr.splitlines()
     assert line == "nbdfs: the working directory is gone: change to another one"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown"), [("ascii", b"\\xe9\\u6f22"), ("latin-1", b"\xe9\\u6f22"), ("utf-8", "é漢".encode())]
+)
+def test_names_that_the_locale_has_no_letters_for_are_escaped(tmp_path: Path, encoding: str, shown: bytes) -> None:
+    image = tmp_path / "é漢"
+    image.write_bytes(bytes(512))
+    environment = os.environ | {"PYTHONIOENCODING": encoding}
+    done = subprocess.run(command("info", image), capture_output=True, timeout=TIMEOUT, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert shown in done.stdout
