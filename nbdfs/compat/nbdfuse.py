@@ -17,7 +17,7 @@ from nbdfs.compat import _peer
 from nbdfs.control.methods import Controls
 from nbdfs.control.server import controlled
 from nbdfs.errors import UsageError
-from nbdfs.fuse.options import HELP, MountOptions, parse_options
+from nbdfs.fuse.options import HELP, MountOptions, parse_options, split_options
 from nbdfs.fuse.target import clear_stale
 from nbdfs.nbd.uri import Tcp, Unix, Uri, Vsock, parse_port, parse_vsock_number
 from nbdfs.records import replace
@@ -119,7 +119,7 @@ def _place(mountpoint: str, subtype: str) -> tuple[str, str]:
 
 
 def _options(arguments: argparse.Namespace) -> MountOptions:
-    items = (item for text in arguments.options for item in text.split(","))
+    items = (item for text in arguments.options for item in split_options(text))
     wanted = [item for item in items if item.partition("=")[0] not in _SUPERFLUOUS]
     options = parse_options([*wanted, *(["ro"] if arguments.readonly else [])])
     return options if options.mode is not None else replace(options, mode=0o444 if options.readonly else 0o666)

@@ -127,7 +127,7 @@ def parse_options(texts: Iterable[str]) -> MountOptions:
     What is unknown, contradictory or given twice is a usage error.
     """
     found: dict[str, object] = {}
-    for item in (item.replace("\\,", ",") for text in texts for item in re.split(r"(?<!\\),", text)):
+    for item in (item.replace("\\,", ",") for text in texts for item in split_options(text)):
         key, equals, value = item.partition("=")
         if not item or is_for_others(key):
             continue
@@ -145,6 +145,11 @@ def parse_options(texts: Iterable[str]) -> MountOptions:
     if options.writeback and options.passthrough:
         raise UsageError("-o: writeback and passthrough exclude each other")
     return options
+
+
+def split_options(text: str) -> list[str]:
+    """The items of an `-o` value, as they are written."""
+    return re.split(r"(?<!\\),", text)
 
 
 def is_for_others(key: str) -> bool:

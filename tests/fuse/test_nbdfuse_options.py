@@ -54,6 +54,12 @@ def test_unix_and_uri(file: Path, serve: Server) -> None:
             works(file)
 
 
+def test_a_comma_in_a_mount_option(file: Path) -> None:
+    with nbdfuse(file, str(file), "-o", r"big_writes,fsname=one\,two,max_read=4096", "--socket-activation", *OURS):
+        assert f" {file} fuse.nbdfs " in Path("/proc/self/mounts").read_text()
+        assert "one,two " in Path("/proc/self/mounts").read_text()
+
+
 @pytest.fixture
 def connected() -> Iterator[socket.socket]:
     """A socket whose other end is a server."""
