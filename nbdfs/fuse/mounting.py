@@ -94,6 +94,12 @@ def privileged() -> bool:
     return os.geteuid() == 0 and _has_capability(21)  # CAP_SYS_ADMIN
 
 
+def may_pass_through() -> bool:
+    """Whether the kernel lets us register backing files: it asks for CAP_SYS_ADMIN outside of any user namespace."""
+    with open("/proc/self/uid_map", encoding="ascii") as table:
+        return privileged() and table.read().split() == ["0", "0", str((1 << 32) - 1)]
+
+
 def mount(target: str, kind: int, options: MountOptions) -> Device:
     """Mount on `target`, whose root is of file type `kind`.  Raises UserError."""
     able = privileged()

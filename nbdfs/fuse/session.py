@@ -99,7 +99,7 @@ class Session:
             if self.options.passthrough is not False:
                 wanted |= InitFlag.PASSTHROUGH
         flags = offer.flags & wanted
-        self.passthrough.enabled = bool(flags & InitFlag.PASSTHROUGH) and mounting.privileged()
+        self.passthrough.enabled = bool(flags & InitFlag.PASSTHROUGH) and mounting.may_pass_through()
         if not self.passthrough.enabled:
             flags &= ~InitFlag.PASSTHROUGH
         self.ready.set()

@@ -12,7 +12,7 @@ import pytest
 
 from nbdfs.errors import UsageError
 from nbdfs.fuse.options import MountOptions, parse_options
-from tests.mounts import NOBODY, SECONDS, Mounter, is_mounted, wait_until
+from tests.mounts import NOBODY, SECONDS, Mounter, is_mounted, nbdfs, wait_until
 
 SPEC = "memory:1M"
 
@@ -87,6 +87,14 @@ def test_passthrough_where_it_cannot_be_is_refused(mount: Mounter) -> None:
     assert mounted.process.stderr
     assert "passthrough needs Linux 6.9" in mounted.process.stderr.read()
     assert not os.path.lexists(mounted.file)
+
+
+@pytest.mark.root
+def test_passthrough_in_a_user_namespace_is_refused(tmp_path: Path) -> None:
+    words = nbdfs("mount", "-b", "-o", "passthrough", SPEC, str(tmp_path / "disk"))
+    done = subprocess.run(["unshare", "-Urm", *words], capture_output=True, text=True, timeout=SECONDS)
+    assert done.returncode == 1
+    assert "passthrough needs" in done.stderr
 
 
 @pytest.mark.parametrize(
