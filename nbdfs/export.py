@@ -46,6 +46,11 @@ class Export:
     _holds: int = 0
     _settled: trio.Event | None = None  # set once its size is no longer being changed
 
+    @property
+    def called(self) -> str:
+        """What a message calls it: its name, or what it is if it has none."""
+        return self.name or self.description
+
     def hold(self) -> None:
         """Keep the source open until `release`."""
         self._holds += 1

@@ -107,15 +107,17 @@ class Exports:
 
     async def resize(self, name: str, size: int, *, shrink: bool = False) -> Export:
         """Change the size of an export, in bytes; `shrink` allows to cut off what is there.  Raises UserError."""
-        if not 0 <= size <= MAX_SIZE:
-            raise UserError(f"cannot change the size of '{name}': {size} is not from 0 to {MAX_SIZE}")
         export = self[name]
+        if not 0 <= size <= MAX_SIZE:
+            raise UserError(f"cannot change the size of '{export.called}': {size} is not from 0 to {MAX_SIZE}")
         source = export.source
         await export.settled()
         if export.removed:
-            raise UserError(f"'{name}' was removed meanwhile")
+            raise UserError(f"'{export.called}' was removed meanwhile")
         if size < source.info.size and not shrink:
-            raise UserError(f"'{name}' has {source.info.size} bytes: what is beyond {size} would be lost (--shrink)")
+            raise UserError(
+                f"'{export.called}' has {source.info.size} bytes: what is beyond {size} would be lost (--shrink)"
+            )
         backing = source.backing()
         if size < source.info.size or (backing and backing.fixed_size):
             self._check_unused(export)
@@ -123,7 +125,7 @@ class Exports:
             try:
                 await source.resize(size)
             except OSError as error:
-                raise UserError(f"cannot change the size of '{name}': {reason(error)}") from error
+                raise UserError(f"cannot change the size of '{export.called}': {reason(error)}") from error
             for front_end in self._front_ends:
                 await front_end.resized(export)
         return export
@@ -132,7 +134,7 @@ class Exports:
         handles = sum(front_end.handles(export) for front_end in self._front_ends)
         if handles or export.clients:
             raise UserError(
-                f"'{export.name}' is in use ({handles} open, {export.clients} NBD clients): its size can be changed "
+                f"'{export.called}' is in use ({handles} open, {export.clients} NBD clients): its size can be changed "
                 "only while nobody has it open"
             )
 

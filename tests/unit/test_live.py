@@ -349,3 +349,12 @@ async def test_a_layer_does_not_change_its_size() -> None:
         await exports.add("a", plan("offset,offset=4k::memory:1M"))
         with pytest.raises(UserError, match="changing the size is not supported"):
             await exports.resize("a", 2 << 20)
+
+
+async def test_what_has_no_name_is_called_by_its_source() -> None:
+    async with shop() as (exports, _):
+        await exports.open_all({"": plan("memory:1M")})
+        for size, said in ((4096, "has 1048576 bytes"), (1 << 63, "cannot change the size")):
+            with pytest.raises(UserError, match=rf"{said}.*") as caught:
+                await exports.resize("", size)
+            assert "'memory:1M'" in str(caught.value)
