@@ -20,6 +20,7 @@ from pyfuse3 import FUSEError
 
 from nbdfs.barrier import Barrier
 from nbdfs.errors import SourceError
+from nbdfs.fuse import notices
 from nbdfs.fuse.operations import zero
 from nbdfs.fuse.tree import Directory, File, Node
 
@@ -114,7 +115,14 @@ class ControlPlane(pyfuse3.Operations):
             # answer for no time at all, so whoever looks next sees the true size.
             entry.st_size = 0
             entry.attr_timeout = 0
+            if self._session.options.writeback:  # unless the kernel trusts the size it was told
+                self._nursery.start_soon(self._tell_size, self._tree.file(inode))
         return entry
+
+    async def _tell_size(self, file: File) -> None:
+        for path, found in self._tree.paths():
+            if found is file:
+                await notices.resized(self._session, path, file)
 
     async def _truncate(self, file: File, size: int) -> bool:
         """Truncation to 0 clears the content; True if it did.  Any other change of size is refused."""

@@ -9,12 +9,16 @@ import errno
 import logging
 import os
 import struct
+from typing import TYPE_CHECKING
 
 import trio
 
+from nbdfs.errors import reason
 from nbdfs.fuse import wire
-from nbdfs.fuse.session import Session
 from nbdfs.fuse.tree import Entry, File
+
+if TYPE_CHECKING:
+    from nbdfs.fuse.session import Session
 
 log = logging.getLogger(__name__)
 
@@ -42,8 +46,11 @@ async def resized(session: Session, path: str, file: File) -> None:
     await changed(session, file.inode)
     if session.options.writeback:  # then the kernel trusts the size it knows: only who truncates can change it
         where = os.path.join(session.target, path).rstrip("/")
-        with trio.move_on_after(_TIMEOUT, shield=True):
-            await trio.to_thread.run_sync(os.truncate, where, file.size, abandon_on_cancel=True)
+        try:
+            with trio.move_on_after(_TIMEOUT, shield=True):
+                await trio.to_thread.run_sync(os.truncate, where, file.size, abandon_on_cancel=True)
+        except OSError as error:
+            log.warning("%s: the kernel goes on with another size of it: %s", where, reason(error))
 
 
 async def _tell(session: Session, message: bytes) -> None:

@@ -138,3 +138,28 @@ def test_write_back_cache_of_a_file_that_its_owner_may_not_write(mount: Mounter)
     assert mounted.process.stderr
     (said,) = mounted.process.stderr.read().splitlines()
     assert "-o writeback needs a file that you may write" in said
+
+
+def test_write_back_cache_and_truncation(mount: Mounter) -> None:
+    """The kernel knows the size by itself then, and is told that it stays."""
+    file = mount("memory:1M", "-o", "writeback").file
+
+    def whole() -> bool:
+        return file.stat().st_size == 1 << 20
+
+    def look() -> None:
+        with file.open("wb") as disk:
+            disk.write(b"short")
+        wait_until(whole, "the size after O_TRUNC")
+        assert file.read_bytes() == b"short" + bytes((1 << 20) - 5)
+        with file.open("r+b") as disk:
+            disk.write(b"x" * 9000)
+            disk.flush()
+            os.ftruncate(disk.fileno(), 0)
+            wait_until(whole, "the size after truncation")
+            assert os.pread(disk.fileno(), 1 << 20, 0) == bytes(1 << 20)
+            os.pwrite(disk.fileno(), b"end", (1 << 20) - 3)
+            os.fsync(disk.fileno())
+        assert file.read_bytes() == bytes((1 << 20) - 3) + b"end"
+
+    mount.do(look)
