@@ -54,14 +54,17 @@ class Parser(argparse.ArgumentParser):
     def parse_args(  # type: ignore[override]
         self, args: Sequence[str], namespace: argparse.Namespace | None = None
     ) -> argparse.Namespace:
-        """As argparse has it, and where that leaves words over, with options between those of one argument."""
-        found, left = self.parse_known_args(args, namespace)
-        if not left:
-            return found
-        whole = any(action.nargs in (argparse.REMAINDER, argparse.PARSER) for action in self._actions)
-        if whole or "--" in args:  # argparse cannot tell then
-            self.error(f"unrecognized arguments: {' '.join(left)}")
-        return self.parse_intermixed_args(args)
+        """As argparse has it, and where that fails, with options between the words of one argument."""
+        try:
+            found, left = self.parse_known_args(args, namespace)
+            if left:
+                self.error(f"unrecognized arguments: {' '.join(left)}")
+        except UsageError:
+            whole = any(action.nargs in (argparse.REMAINDER, argparse.PARSER) for action in self._actions)
+            if whole or "--" in args:  # argparse cannot tell then
+                raise
+            return self.parse_intermixed_args(args)
+        return found
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see {self.prog} --help)")

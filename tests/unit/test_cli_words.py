@@ -46,6 +46,12 @@ def test_options_stand_anywhere(words: list[str], positional: list[str]) -> None
     assert (parsed.words, parsed.readonly) == (positional, True)
 
 
+@pytest.mark.parametrize("words", [["disks", "--shrink", "a", "4k"], ["disks", "a", "--shrink", "4k"]])
+def test_options_stand_before_an_argument_that_may_be_left_out(words: list[str]) -> None:
+    parsed = parser_of("resize").parse_args(words)
+    assert (parsed.mount, parsed.name, parsed.size, parsed.shrink) == ("disks", "a", 4096, True)
+
+
 @pytest.mark.parametrize("words", [["a", "--nosuch", "b"], ["--nosuch", "--", "a", "b"], ["a", "b", "--nosuch"]])
 def test_unknown_options_are_told(words: list[str]) -> None:
     with pytest.raises(UsageError, match=r"unrecognized arguments: .*--nosuch"):
