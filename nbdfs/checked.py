@@ -248,6 +248,10 @@ class Checked(Layer):
         """That of the whole stack: of the outermost part which is not well."""
         return first_trouble(part.health() for part in self.parts)
 
+    def written_back(self) -> int:
+        """That of the whole stack."""
+        return sum(source.written_back() for part in self.parts for source in part.sources)
+
     def _enter(self, operation: str, offset: int, length: int, writes: bool = False) -> Counter:
         if offset < 0 or length <= 0 or offset + length > self._size:
             number = errno.ENOSPC if writes else errno.EINVAL

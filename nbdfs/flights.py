@@ -10,18 +10,37 @@ from typing import Any, Generic, TypeVar
 import trio
 
 from nbdfs.eager import Run
+from nbdfs.source import Source
 
 _CHECKS = 8  # in one `timeout`: how exactly deadlines are kept
 
 
 class Flight(Run):
-    """A request under way; `progressed` is when it last got on, by the monotonic clock."""
+    """A request under way; `began` and `progressed`, when it last got on, are times of the monotonic clock.
 
-    __slots__ = ("progressed",)
+    One that changes `writes_to` gets on while that writes back, as it may wait for room or for all of it.
+    """
 
-    def __init__(self, work: Coroutine[Any, Any, None], nursery: trio.Nursery, ended: Callable[[], None]) -> None:
+    __slots__ = ("_writes_to", "_written_back", "began", "progressed")
+
+    def __init__(
+        self,
+        work: Coroutine[Any, Any, None],
+        nursery: trio.Nursery,
+        ended: Callable[[], None],
+        writes_to: Source | None = None,
+    ) -> None:
         super().__init__(work, nursery, ended)
-        self.progressed = time.monotonic()
+        self.began = self.progressed = time.monotonic()
+        self._writes_to = writes_to
+        self._written_back: int | None = None  # at the last look
+
+    def look(self) -> None:
+        """See whether it got on."""
+        if self._writes_to is not None:
+            before, self._written_back = self._written_back, self._writes_to.written_back()
+            if before is not None and self._written_back > before:
+                self.progressed = time.monotonic()
 
 
 F = TypeVar("F", bound=Flight)
@@ -58,16 +77,23 @@ class Flights(dict[Hashable, F], Generic[F]):
             await self._landed.wait()
             self._landed = None
 
-    async def watch(self, timeout: float, overdue: Callable[[F], None]) -> None:
-        """Cancel what has not got on for `timeout` seconds, after telling `overdue`; until cancelled."""
+    async def watch(self, timeout: float, overdue: Callable[[F], None], limit: float = math.inf) -> None:
+        """Cancel what has not got on for `timeout` seconds, or takes `limit`, after telling `overdue`.
+
+        Until cancelled.
+        """
         while True:
             if not self:
                 self._begun = trio.Event()
                 await self._begun.wait()
                 self._begun = None
-            await trio.sleep(timeout / _CHECKS)
-            before = time.monotonic() - timeout
-            for flight in [flight for flight in self.values() if flight.progressed < before]:
-                flight.progressed = math.inf  # told once, however long a thread then keeps it
+            await trio.sleep(min(timeout, limit) / _CHECKS)
+            for flight in self.values():
+                flight.look()
+            now = time.monotonic()
+            late = [flight for flight in self.values()
+                    if flight.progressed < now - timeout or flight.began < now - limit]  # fmt: skip
+            for flight in late:
+                flight.began = flight.progressed = math.inf  # told once, however long a thread then keeps it
                 overdue(flight)
                 flight.cancel()

@@ -15,7 +15,6 @@ import trio
 from nbdfs.checked import Checked
 from nbdfs.errors import UsageError, UserError, reason
 from nbdfs.export import Export
-from nbdfs.parts import added
 from nbdfs.records import Record
 from nbdfs.registry import OpenContext
 from nbdfs.source import CLOSE_TIMEOUT, Source
@@ -179,14 +178,10 @@ class OpenSources:
 
 
 async def _prolong(scope: trio.CancelScope, export: Export) -> None:
-    """Give a flush time for as long as less and less waits to be written."""
-    least = _dirty(export)
+    """Give a flush time for as long as it gets on."""
+    before = export.source.written_back()
     while True:
         await trio.sleep(_FLUSH_LOOKS)
-        if (dirty := _dirty(export)) < least:
-            least = dirty
+        if (now := export.source.written_back()) > before:
+            before = now
             scope.deadline = trio.current_time() + _FLUSH_TIMEOUT
-
-
-def _dirty(export: Export) -> int:
-    return added(part.statistics() for part in export.source.parts).get("dirty_bytes", 0)

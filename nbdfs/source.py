@@ -203,6 +203,10 @@ class Source(abc.ABC):
         """
         raise self._unsupported("changing the size")
 
+    def written_back(self) -> int:
+        """How often something that was written got where it belongs later: who waits for that sees that it gets on."""
+        return 0
+
     def view(self, offset: int, length: int, *, writable: bool = False) -> memoryview | None:
         """The bytes themselves if they are in memory, else None.  Never waits.
 

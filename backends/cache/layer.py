@@ -99,6 +99,9 @@ class Cache(Layer):
             "dirty_bytes": len(self._blocks.unsaved) * self._block,
         }
 
+    def written_back(self) -> int:
+        return self._write_back.written
+
     async def extents(self, offset: int, length: int, *, context: str = ALLOCATION, one: bool = False) -> list[Extent]:
         if context == RESIDENT:
             return await self._resident(offset, length, one)

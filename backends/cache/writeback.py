@@ -25,6 +25,7 @@ class WriteBack:
         self._below = below
         self._blocks = blocks
         self._running = trio.Lock()
+        self.written = 0  # runs of blocks
 
     async def run(self, first: int = 0, last: int | None = None) -> None:
         """Write what is dirty in blocks [first, last), by default all, to what is below."""
@@ -68,5 +69,6 @@ class WriteBack:
                     content = memoryview(bytearray(end - start))
                     await self._blocks.storage.scratch.read_into(content, start)
                     await self._below.pwrite(content, start)
+                self.written += 1
             finally:
                 self._blocks.leaving.difference_update(range(first, last))

@@ -133,11 +133,11 @@ class ControlPlane(pyfuse3.Operations):
             raise SourceError(errno.EPERM)
         if not file.source.writable:
             raise SourceError(errno.EROFS)
-        timeout = self._session.options.timeout
+        timeout, end = self._session.options.timeout, trio.current_time() + self._session.limit
         with trio.move_on_after(timeout) as scope:
 
             def progress() -> None:
-                scope.deadline = trio.current_time() + timeout
+                scope.deadline = min(trio.current_time() + timeout, end)
 
             await zero(file, 0, file.size, punch=True, progress=progress)
         if scope.cancelled_caught:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import os
 import time
 from collections.abc import Awaitable, Callable
@@ -40,6 +41,7 @@ _SPARE_REQUESTS = 64  # kept with their memory for the next flights
 _GONE = (errno.ENODEV, errno.ENOTCONN)  # the file system was unmounted, or its connection aborted
 _RETRY = (errno.EINTR, errno.ENOENT)  # ENOENT: the request was taken back before we read it
 _COPIES = frozenset((Opcode.COPY_FILE_RANGE, Opcode.COPY_FILE_RANGE_64))  # of two files: one of them may wait
+_WRITING = frozenset((Opcode.WRITE, Opcode.FALLOCATE, Opcode.FSYNC, Opcode.FLUSH))  # what may wait for a write-back
 
 Handler = Callable[[Request, File], Awaitable[None]]
 
@@ -47,14 +49,24 @@ Handler = Callable[[Request, File], Awaitable[None]]
 class DataPlane:
     """Serves one FUSE connection until it is unmounted.
 
-    `timeout` is the deadline of each request in seconds; `poll` switches adaptive polling.
+    A request has `timeout` seconds from when it last got on, and `limit` in all; `poll` switches adaptive polling.
     """
 
-    def __init__(self, device: int, tree: Tree, link: ControlLink, *, timeout: float, poll: bool = True) -> None:
+    def __init__(
+        self,
+        device: int,
+        tree: Tree,
+        link: ControlLink,
+        *,
+        timeout: float,
+        limit: float = math.inf,
+        poll: bool = True,
+    ) -> None:
         self._device = device
         self._tree = tree
         self._link = link
         self._timeout = timeout
+        self._limit = limit
         self._operations = operations = Operations(tree)
         self._spare: list[Request] = []
         self._flights: Flights[_Flight] = Flights()  # by the kernel's number of the request
@@ -75,7 +87,7 @@ class DataPlane:
     async def run(self) -> None:
         """Serve until the mount is gone (what is in flight is cancelled) or until `finish` (it is answered)."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._flights.watch, self._timeout, self._overdue)
+            nursery.start_soon(self._flights.watch, self._timeout, self._overdue, self._limit)
             async with trio.open_nursery() as flights:
                 try:
                     with self._reading:
@@ -195,7 +207,8 @@ class _Flight(Flight):
     __slots__ = ("_plane", "file", "interrupted", "request")
 
     def __init__(self, plane: DataPlane, handler: Handler, request: Request, file: File, nursery: trio.Nursery) -> None:
-        super().__init__(self._answer(handler), nursery, self._land)
+        writes_to = file.source if request.opcode in _WRITING else None
+        super().__init__(self._answer(handler), nursery, self._land, writes_to)
         self._plane = plane
         self.request = request
         self.file = file

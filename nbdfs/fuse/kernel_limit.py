@@ -7,6 +7,7 @@ no limit; a limit is never shorter than the 15 seconds after which the kernel lo
 from __future__ import annotations
 
 import contextlib
+import math
 from pathlib import Path
 
 _SYSCTLS = Path("/proc/sys/fs/fuse")
@@ -14,11 +15,11 @@ _SHORTEST = 15  # seconds
 _SHARE = 0.8  # of the limit, so that a request that is late has failed before
 
 
-def within_kernel_limit(timeout: float, sysctls: Path = _SYSCTLS) -> float:
-    """The deadline of requests, in seconds: `timeout`, or as much of it as the kernel leaves."""
+def kernel_limit(sysctls: Path = _SYSCTLS) -> float:
+    """The most that a request may take, in seconds."""
     limits = []
     for name in ("default_request_timeout", "max_request_timeout"):
         with contextlib.suppress(OSError, ValueError):  # an older kernel has no limit
             limits.append(int((sysctls / name).read_text()))
     given = [limit for limit in limits if limit > 0]
-    return min(timeout, max(min(given), _SHORTEST) * _SHARE) if given else timeout
+    return max(min(given), _SHORTEST) * _SHARE if given else math.inf

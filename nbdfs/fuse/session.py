@@ -23,7 +23,7 @@ from nbdfs.fuse import mounting, wire
 from nbdfs.fuse.control_link import ControlLink
 from nbdfs.fuse.controlplane import ControlPlane
 from nbdfs.fuse.dataplane import DataPlane
-from nbdfs.fuse.kernel_limit import within_kernel_limit
+from nbdfs.fuse.kernel_limit import kernel_limit
 from nbdfs.fuse.options import MountOptions
 from nbdfs.fuse.passthrough import Passthrough
 from nbdfs.fuse.tree import ROOT, File, Tree
@@ -46,11 +46,12 @@ _HONEST_RANGE_SYNC = 45  # protocol minor from which sync_file_range(2) really w
 
 @dataclass
 class Session:
-    """A live mount."""
+    """A live mount.  A request has `options.timeout` seconds from when it last got on, and `limit` in all."""
 
     target: str
     tree: Tree
     options: MountOptions
+    limit: float
     device: mounting.Device
     passthrough: Passthrough
     ready: trio.Event = field(default_factory=trio.Event)
@@ -127,14 +128,14 @@ async def mounted(
     kind = tree[ROOT].kind
     if mounting.file_type(target) != kind:
         raise UserError(f"{target} cannot be covered: one source covers a file, NAME=SPEC a directory")
-    timeout = within_kernel_limit(options.timeout)
-    if timeout < options.timeout:
-        log.warning("the kernel ends mounts with slow requests: they get %g s here, not %g s", timeout, options.timeout)
-        options = replace(options, timeout=timeout)
+    limit = kernel_limit()
+    if limit < options.timeout:
+        log.warning("the kernel ends mounts with slow requests: they get %g s here, not %g s", limit, options.timeout)
+        options = replace(options, timeout=limit)
     device = await trio.to_thread.run_sync(mounting.mount, target, kind, options)
-    session = Session(target, tree, options, device, Passthrough(device.descriptor))
+    session = Session(target, tree, options, limit, device, Passthrough(device.descriptor))
     link = ControlLink(device.descriptor, session.negotiate)
-    plane = DataPlane(device.descriptor, tree, link, timeout=options.timeout, poll=options.poll)
+    plane = DataPlane(device.descriptor, tree, link, timeout=options.timeout, limit=limit, poll=options.poll)
     try:
         async with trio.open_nursery() as nursery:
             control = ControlPlane(session, link.opened, nursery, attributes)

@@ -37,7 +37,7 @@ from nbdfs.nbd.proto.handshake import ServerHandshake, State
 from nbdfs.nbd.proto.transmission import ServerTransmission
 from nbdfs.nbd.reception import HungUpError, Reception
 from nbdfs.nbd.stream import SocketStream, Stream, TlsStream
-from nbdfs.source import Caps
+from nbdfs.source import Caps, Source
 from nbdfs.undo import unless_done
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_READING = frozenset([nbd.CMD_READ, nbd.CMD_CACHE, nbd.CMD_BLOCK_STATUS])
 _FAREWELL = 1.0  # seconds in which a client that still shakes hands may hear that the server stops
 
 
@@ -153,6 +154,7 @@ class Connection:
         self._output.failed = self._reading.cancel
         self._memory = self._server.memory_of(export)
         self._output.wanted = self._reception.wanted = self._memory.wanted
+        self._source = export.source
         immediate = Caps.IMMEDIATE in export.source.info.caps and not export.before_access
         borrows = immediate and facts.maximum <= self._limits.client_memory
         self.operations = Operations(export, self._machine, self._output, borrows=borrows)
@@ -260,6 +262,10 @@ class Connection:
         else:
             flight.start_task()
 
+    def changed_by(self, request: Request) -> Source | None:
+        """The source, if the request may wait for what it writes back."""
+        return None if request.command in _READING else self._source
+
     def _overdue(self, flight: _Flight) -> None:
         log.error("no answer to command %d within %g s", flight.request.command, self._limits.request)
 
@@ -328,7 +334,7 @@ class _Flight(Flight):
     __slots__ = ("_buffer", "_connection", "_weight", "answered", "request")
 
     def __init__(self, connection: Connection, request: Request, weight: int, buffer: memoryview | None) -> None:
-        super().__init__(self._perform(), connection.nursery, self._land)
+        super().__init__(self._perform(), connection.nursery, self._land, connection.changed_by(request))
         self._connection = connection
         self._weight = weight
         self._buffer = buffer
