@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -24,6 +25,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "guest: runs in a virtual machine; `make test-guest` runs it")
     config.addinivalue_line("markers", "packages: installs what `make deb` made; `make test-packages` runs it")
     config.addinivalue_line("markers", "root: needs to be root (mounts, namespaces, other users)")
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup has ignored, as would all that the tests start
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -10,7 +10,7 @@ import trio
 
 from nbdfs.backends.luks import header1, header2
 from nbdfs.backends.luks.cipher import CipherName, check_hash
-from nbdfs.backends.luks.derivation import Effort, digest_iterations, make_digest
+from nbdfs.backends.luks.derivation import Effort, digest_iterations, header_hash, make_digest
 from nbdfs.backends.luks.device import BLANK, Found, describe, load_header
 from nbdfs.backends.luks.header1 import Luks1, RawSlot
 from nbdfs.backends.luks.header2 import Luks2
@@ -48,7 +48,7 @@ async def format_device(device: Source, volume: Volume, passphrase: bytes, effor
     Unless `force`, a device that holds something is left alone.  Raises UserError if it cannot be done.
     """
     _check(volume, effort)
-    volume = replace(volume, uuid=_uuid(volume.uuid))
+    volume = replace(volume, encryption=_encryption(volume.encryption), uuid=_uuid(volume.uuid))
     key = os.urandom(volume.key_size)
     iterations = await trio.to_thread.run_sync(digest_iterations, effort, _DIGEST_2)
     make = _luks1 if volume.version == 1 else _luks2
@@ -77,6 +77,12 @@ def _check(volume: Volume, effort: Effort) -> None:
         raise UserError(f"sectors of {volume.sector_size} bytes are not possible: 512, 1024, 2048 or 4096 are")
     if len(volume.label.encode()) > 47 or not volume.label.isprintable():
         raise UserError("the label is too long (47 bytes) or cannot be shown")
+
+
+def _encryption(text: str) -> str:
+    """A cipher by the name that every program knows."""
+    cipher, colon, name = text.partition(":")
+    return f"{cipher}:{header_hash(name)}" if colon else text
 
 
 def _uuid(text: str) -> str:

@@ -157,6 +157,15 @@ def test_a_hash_has_the_name_in_the_header_that_cryptsetup_knows(
         cryptsetup("open", "--test-passphrase", "-d", path, image)
 
 
+def test_the_hash_of_essiv_has_the_name_that_the_kernel_knows(tmp_path: Path, key: Path) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(bytes(18 << 20))
+    cipher = ["--cipher", "aes-cbc-essiv:blake2s", "--key-size", "256"]
+    effort = ["--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000"]
+    nbdfs("luks", "format", *cipher, *effort, "--passphrase", f"+{key}", image)
+    assert b"aes-cbc-essiv:blake2s-256\n" in cryptsetup("luksDump", image).stdout
+
+
 def test_a_hash_that_no_header_can_have_is_refused(tmp_path: Path, key: Path) -> None:
     image = tmp_path / "image"
     image.write_bytes(bytes(18 << 20))
