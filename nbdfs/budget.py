@@ -6,6 +6,8 @@ first; to be cheap the answer is given in advance for a part of what is availabl
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import re
 import time
 from pathlib import Path
@@ -24,6 +26,7 @@ _CGROUPS = {
 }
 
 _seen = (-_MOMENT, 0)  # when it was looked last, and what was available then
+_available = 0  # bytes, at the last look
 
 
 class Budget:
@@ -64,6 +67,13 @@ def fits(size: int) -> bool:
 
 def available() -> int:
     """Bytes that can be taken before the machine, or a control group that we are in, runs out."""
+    global _available
+    with contextlib.suppress(OSError):  # out of descriptors, which is no lack of memory: the last look has to do
+        _available = _look()
+    return _available
+
+
+def _look() -> int:
     facts = _table(Path("/proc/meminfo"))
     total, free, swap = (facts.get(name, 0) << 10 for name in ("MemTotal", "MemAvailable", "SwapFree"))
     room = free + swap
@@ -76,7 +86,7 @@ def available() -> int:
 def _group_limits() -> list[tuple[int, int]]:
     """(limit, use) of each control group above us that limits memory; files that are merely cached are no use."""
     found = []
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
+    for line in _text(Path("/proc/self/cgroup")).splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers not in _CGROUPS:
             continue
@@ -93,15 +103,21 @@ def _group_limits() -> list[tuple[int, int]]:
 
 
 def _number(path: Path) -> int | None:
-    try:
-        return int(path.read_text())
-    except (OSError, ValueError):  # not there, or "max"
-        return None
+    with contextlib.suppress(ValueError):  # "max"
+        return int(_text(path))
+    return None
 
 
 def _table(path: Path) -> dict[str, int]:
     """The numbers of a file with a name and a number on each line."""
+    return {name: int(number) for name, number in re.findall(r"^(\w+):? +(\d+)", _text(path), re.MULTILINE)}
+
+
+def _text(path: Path) -> str:
+    """What a file says, nothing if it is not there.  Raises OSError for want of descriptors."""
     try:
-        return {name: int(number) for name, number in re.findall(r"^(\w+):? +(\d+)", path.read_text(), re.MULTILINE)}
-    except OSError:
-        return {}
+        return path.read_text()
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise
+        return ""

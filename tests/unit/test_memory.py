@@ -169,6 +169,21 @@ def test_what_is_available_heeds_control_groups(tmp_path: Path, monkeypatch: pyt
     assert budget.available() == (43 << 20) - (4 << 20)
 
 
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOENT])
+def test_what_cannot_be_looked_at_is_no_lack_of_memory(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process may be out of descriptors, a kernel have no control groups."""
+    assert budget.available() > 0
+    real = Path.read_text
+
+    def read_text(self: Path) -> str:
+        if "cgroup" in str(self):
+            raise OSError(number, os.strerror(number))
+        return real(self)
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    assert budget.Budget().spend(4096)
+
+
 LOCK_LIMITED = """
 import resource, trio
 from nbdfs.errors import UserError
