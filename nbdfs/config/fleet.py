@@ -66,6 +66,11 @@ class Child:
         if self._process.poll() is None:
             self._process.send_signal(number)
 
+    async def reload(self) -> None:
+        """Have it reload, once it is up: before, SIGHUP would end it."""
+        await self.settled.wait()
+        self.signal(signal.SIGHUP)
+
     async def keep(self) -> int:
         """Hear what the process says until it ends; give its exit status."""
         descriptor = os.pidfd_open(self._process.pid)
@@ -164,7 +169,7 @@ class Fleet:
             async with trio.open_nursery() as nursery:
                 for name, child in list(self._children.items()):
                     if name in wanted and child.frame == _frame(config, wanted[name]) and not child.ended.is_set():
-                        child.signal(signal.SIGHUP)
+                        self._nursery.start_soon(child.reload)
                         del wanted[name]
                     else:
                         nursery.start_soon(self._stop, name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -268,6 +269,28 @@ def test_up_brings_up_all_and_follows_changes(configured: Configured) -> None:
     assert "[mount.bad] nbdfs: cannot open " in said
     assert "[mount.bad] has failed: exit status 1" in said
     assert not is_mounted(folder / "one.img")
+
+
+def test_up_reloads_no_process_before_it_is_up(configured: Configured) -> None:
+    """SIGHUP would end one that still opens its source."""
+    path = configured.folder / "socket"
+    first = '[mount.one]\ntarget = "{}/one.img"\nsource = "memory:1M"\n'
+    second = f'{first}[mount.slow]\ntarget = "{{}}/slow.img"\nsource = "nbd+unix:///?socket={path}"\n'
+    configured.write(first)
+    process = configured.start_up("up")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        path.chmod(0o777)
+        server.listen()
+        server.settimeout(SECONDS)
+        configured.write(second)
+        process.send_signal(signal.SIGHUP)
+        with server.accept()[0]:
+            configured.write(second + '[mount.new]\ntarget = "{}/new.img"\nsource = "memory:1M"\n')
+            process.send_signal(signal.SIGHUP)
+            wait_until(lambda: is_mounted(configured.folder / "new.img"), "the new mount")
+    process.terminate()
+    assert "[mount.slow] has failed: exit status 1" in process.communicate(timeout=SECONDS)[1]
 
 
 def test_up_in_the_background(configured: Configured) -> None:
