@@ -130,9 +130,8 @@ def test_write_back_cache_of_what_is_read_only(mount: Mounter, spec: str) -> Non
     assert mount.do(lambda: len(file.read_bytes())) == 1 << 20
 
 
+@pytest.mark.parametrize("mount", ["unprivileged"], indirect=True)  # root may write it
 def test_write_back_cache_of_a_file_that_its_owner_may_not_write(mount: Mounter) -> None:
-    if not mount.prefix:
-        pytest.skip("root may write it")
     mounted = mount("memory:1M", "-o", "writeback,mode=0400", ready=False)
     assert mounted.process.wait(SECONDS) == 1
     assert mounted.process.stderr
