@@ -153,14 +153,19 @@ async def test_peer_ids_are_in_the_order_in_which_their_sessions_began() -> None
     assert abs(begun(ids[0]) - time.time()) < 60
 
 
+def young_and_old(monkeypatch: pytest.MonkeyPatch) -> tuple[bytes, bytes]:
+    """The names of a reader that begins now, and of one that began a minute ago."""
+    young = peer_id()
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time", lambda: begun(young) - 60)
+        return young, peer_id()
+
+
 @pytest.mark.parametrize(("seeds", "waits"), [(True, False), (False, True)])
 def test_a_reader_that_began_long_ago_and_has_nothing_is_not_waited_for_if_there_was_a_seed(
     monkeypatch: pytest.MonkeyPatch, seeds: bool, waits: bool
 ) -> None:
-    young = peer_id()
-    with monkeypatch.context() as patch:
-        patch.setattr(time, "time", lambda: begun(young) - 60)
-        old = peer_id()
+    young, old = young_and_old(monkeypatch)
     view = Sharing(young, PIECES, LENGTH)
     see(view, {old: NOTHING}, wanted=[3], seeds=seeds)
     assert view.alone is not waits
@@ -171,10 +176,7 @@ def test_a_reader_that_began_long_ago_and_has_nothing_is_not_waited_for_if_there
 async def test_joining_anew_is_no_proof_that_there_was_a_seed(
     monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
 ) -> None:
-    young = peer_id()
-    with monkeypatch.context() as patch:
-        patch.setattr(time, "time", lambda: begun(young) - 60)
-        old = peer_id()
+    young, old = young_and_old(monkeypatch)
     view = Sharing(young, PIECES, LENGTH)
     nothing: Any = SimpleNamespace()
     swarm = Swarm(nothing, nothing, view, nothing)
