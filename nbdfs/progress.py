@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from typing import Generic, Protocol, TextIO, TypeVar
 
 from nbdfs import lossy
+from nbdfs.errors import UsageError
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +23,15 @@ _UNITS = ("", "k", "M", "G", "T", "P", "E")
 
 Shown = TypeVar("Shown")
 Seen = TypeVar("Seen", contravariant=True)
+
+
+def progress_descriptor(text: str) -> int:
+    """The open descriptor that --progress names.  Raises UsageError."""
+    try:
+        os.fstat(int(text))
+    except (ValueError, OverflowError, OSError):
+        raise UsageError(f"--progress={text}: the number of an open descriptor is wanted") from None
+    return int(text)
 
 
 class Progress:

@@ -122,7 +122,8 @@ def _actions(known: Iterable[Command]) -> Mapping[str, str]:
 
 def _bash_flags(command: Command) -> Iterator[str]:
     for option in command.options:
-        yield from (f"{flag}=" if option.value and flag.startswith("--") else flag for flag in option.flags)
+        valued = option.value and not option.optional
+        yield from (f"{flag}=" if valued and flag.startswith("--") else flag for flag in option.flags)
 
 
 def zsh() -> str:
@@ -160,9 +161,8 @@ def _zsh_rows(option: Option) -> Iterator[str]:
     """The specifications of _arguments for an option, one for each flag; unless repeatable they exclude each other."""
     text = re.sub(r"[]:[]", r"\\\g<0>", option.help)
     for flag in option.flags:
-        joint = ("=" if flag.startswith("--") else "+") if option.value else ""
-        if option.optional and joint == "=":
-            joint = "=-"
+        long = flag.startswith("--")
+        joint = "" if not option.value else ("=-" if long else "-") if option.optional else ("=" if long else "+")
         value = (
             f":{'' if not option.optional else ':'}{option.value}:{_zsh_action(kind(option))}" if option.value else ""
         )

@@ -154,7 +154,7 @@ def _group(group: Group, *, with_help: bool = True) -> str:
         tags = []
         for flag in option.flags:
             value = f"\\fI{roff.escaped(option.value)}\\fR" if option.value else ""
-            joint = "=" if flag.startswith("--") else " "
+            joint = "=" if flag.startswith("--") else "" if option.optional else " "
             tag = f"{joint}{value}" if value else ""
             tags.append(roff.bold(flag) + (f"[{tag}]" if tag and option.optional else tag))
         text += roff.item(", ".join(tags), option.help)

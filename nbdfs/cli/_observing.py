@@ -9,12 +9,11 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
 from nbdfs import logs
-from nbdfs.cli._words import progress_descriptor
 from nbdfs.errors import UsageError, UserError
 from nbdfs.export import Export
 from nbdfs.fetching import FetchBar, FetchLines
 from nbdfs.nbd.uri import Address, Tcp, Unix, parse_port, socket_path
-from nbdfs.progress import Shows
+from nbdfs.progress import Shows, progress_descriptor
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--progress", metavar="FD|bar|none", default="", help="show what is fetched from peers: JSON "
                        "lines on a descriptor, or a bar on stderr, as mount and serve do on a terminal")  # fmt: skip
     group.add_argument("--log-file", metavar="FILE", default="", help="log there instead of to stderr")
-    group.add_argument("--log-format", choices=logs.FORMATS, default="text", help="text, JSON lines, or the journal")
+    group.add_argument("--log-format", choices=logs.FORMATS, default="text",
+                       help="text, JSON lines, or the journal (default %(default)s)")  # fmt: skip
 
 
 def parse_address(text: str) -> Address:

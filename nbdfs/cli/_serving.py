@@ -72,9 +72,10 @@ def add_listen_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("serving over NBD")
     group.add_argument("--listen", action="append", default=[], metavar="NBD-URI", help="serve there; repeatable")
     add_tls_arguments(group)
-    group.add_argument("--max-clients", type=int, default=DEFAULTS.clients, metavar="N", help="at once")
+    group.add_argument("--max-clients", type=int, default=DEFAULTS.clients, metavar="N",
+                       help="connections at once; one more is turned away (default %(default)s)")  # fmt: skip
     group.add_argument("--handshake-timeout", type=_positive_duration, default=DEFAULTS.handshake, metavar="SECONDS",
-                       help="for a client to enter an export")  # fmt: skip
+                       help=f"for a client to enter an export (default {DEFAULTS.handshake:g} s)")  # fmt: skip
     group.add_argument("--idle-timeout", type=parse_duration, default=DEFAULTS.idle, metavar="SECONDS",
                        help="drop a client that asks for nothing (0: never)")  # fmt: skip
 

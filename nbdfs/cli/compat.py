@@ -23,7 +23,7 @@ def programs() -> list[str]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.prepare = list  # type: ignore[attr-defined]  # brackets are the program's own business
     parser.add_argument("program", metavar="PROGRAM", help=", ".join(programs()))
-    parser.add_argument("words", nargs=argparse.REMAINDER, metavar="ARGS", help="its arguments")
+    parser.add_argument("words", nargs=argparse.REMAINDER, metavar="ARGS...", help="its arguments")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -10,20 +10,15 @@ import argparse
 import sys
 from typing import TextIO
 
-from nbdfs.cli._words import preparation, progress_descriptor
-from nbdfs.cli.main import Parser
 from nbdfs.copying import CopyOptions, Summary, copy
 from nbdfs.errors import UsageError, UserError
-from nbdfs.progress import Bar, Display, Lines, human_size
+from nbdfs.progress import Bar, Display, Lines, human_size, progress_descriptor
 from nbdfs.records import as_dict, fields
 from nbdfs.spec import parse
 from nbdfs.units import parse_size
 
 
-def add_arguments(parser: Parser) -> None:
-    parser.prepare = preparation(
-        {"-p": "--progress=bar", "--progress": "--progress=bar", "--blkhash": "--blkhash=sha256"}
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     default = CopyOptions()
     add = parser.add_argument
     add("source", metavar="SRC", help="where the bytes come from: a spec, or - for standard input")
@@ -46,11 +41,8 @@ def add_copy_arguments(parser: argparse.ArgumentParser, default: CopyOptions) ->
     """The options that nbdcopy has too."""
     add = parser.add_argument
     add("--allocated", action="store_true", help="allocate all of the destination: no holes")
-    add(
-        "--blkhash",
-        metavar="NAME[/SIZE]",
-        help="print the block hash, which is not what sha256sum prints (default sha256/64k)",
-    )
+    add("--blkhash", nargs="?", const="sha256", metavar="NAME[/SIZE]",
+        help="print the block hash, which is not what sha256sum prints (default sha256/64k)")  # fmt: skip
     add("--blkhash-file", metavar="FILE", help="write the block hash there instead of printing it")
     add("-C", "--connections", type=_count, default=default.connections, metavar="N",
         help="connections to each NBD server that allows several (default %(default)s)")  # fmt: skip
@@ -58,7 +50,8 @@ def add_copy_arguments(parser: argparse.ArgumentParser, default: CopyOptions) ->
         help="take the word for it that the destination reads as zero everywhere")  # fmt: skip
     add("--flush", action="store_true", help="for nbdcopy's sake: a copy is always flushed")
     add("--no-extents", dest="extents", action="store_false", help="read the holes of the source too")
-    add("-p", "--progress", metavar="FD", help="show a progress bar, or with =FD write N/100 lines there")
+    add("-p", "--progress", nargs="?", const="bar", metavar="FD",
+        help="show a progress bar, or with =FD write N/100 lines there")  # fmt: skip
     add("--queue-size", type=parse_size, default=default.queue_size, metavar="SIZE",
         help="the most bytes in flight (default 16M)")  # fmt: skip
     add("--request-size", type=parse_size, metavar="SIZE",

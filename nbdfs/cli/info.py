@@ -19,9 +19,7 @@ import trio
 
 from nbdfs import info
 from nbdfs.checked import Checked
-from nbdfs.cli._words import preparation
 from nbdfs.cli.dump import add_colour_arguments
-from nbdfs.cli.main import Parser
 from nbdfs.errors import SourceError, UsageError, UserError, leaves
 from nbdfs.info import chart, colours, maps
 from nbdfs.plans import plan
@@ -33,8 +31,7 @@ _CHART_ROWS = 16
 _PICTURE = 512  # pixels on each side of a PNG
 
 
-def add_arguments(parser: Parser) -> None:
-    parser.prepare = preparation({"--map": f"--map={ALLOCATION}"})
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("spec", metavar="SPEC", help="the source; with --list, a server or a source of several files")
     add_info_arguments(parser)
     add = parser.add_argument
@@ -50,8 +47,8 @@ def add_info_arguments(parser: argparse.ArgumentParser) -> None:
     add("--json", action="store_true", help="answer in JSON")
     add("--size", action="store_true", help="only the size in bytes")
     add("--uri", action="store_true", help="only the NBD URI")
-    add("--map", action="append", metavar="CONTEXT",
-        help="the extents, as NAME=CONTEXT of another map than base:allocation; may be repeated")  # fmt: skip
+    add("--map", action="append", nargs="?", const=ALLOCATION, metavar="CONTEXT",
+        help="the extents, with =CONTEXT those of another map than base:allocation; may be repeated")  # fmt: skip
     add("--totals", "--total", action="store_true", help="--map: only the sum of each kind")
     add("-L", "--list", action="store_true", help="all exports of the server")
     for words, wanted, text in (

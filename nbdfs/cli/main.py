@@ -13,7 +13,7 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, NoReturn
 
@@ -36,6 +36,27 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
     def __init__(self, prog: str) -> None:
         super().__init__(prog, width=_columns() - 2)
 
+    # argparse writes `--map [CONTEXT]` for what `Parser.prepare` takes as `--map[=CONTEXT]`, `...` alone for the words
+    # of a command, and says once more what a metavar says by itself: `SPEC... FILE [SPEC... FILE ...]`.
+
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        text = super()._format_args(action, default_metavar)
+        if _may_have_value(action):
+            return text.replace("[", "[=", 1)
+        if isinstance(action.metavar, str) and (action.nargs == argparse.REMAINDER or "..." in action.metavar):
+            return action.metavar
+        return text
+
+    def _format_usage(self, *arguments: Any) -> str:
+        return super()._format_usage(*arguments).replace(" [=", "[=")
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        return super()._format_action_invocation(action).replace(" [=", "[=")
+
+
+def _may_have_value(action: argparse.Action) -> bool:
+    return bool(action.option_strings) and action.nargs == argparse.OPTIONAL
+
 
 def _columns() -> int:
     with contextlib.suppress(OSError, ValueError):
@@ -44,12 +65,27 @@ def _columns() -> int:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse that reports through UsageError, so that every error looks alike.
+    """argparse that reports through UsageError, so that every error looks alike."""
 
-    A command may replace `prepare`, which is applied to its words before they are parsed.
-    """
+    def __init__(self, **how: Any) -> None:
+        super().__init__(formatter_class=_Formatter, **how)
 
-    prepare: Callable[[Sequence[str]], list[str]] = staticmethod(fold_captives)
+    def prepare(self, words: Sequence[str]) -> list[str]:
+        """The words as they are parsed: captive servers are folded, and an option is given the value that it left out.
+
+        argparse would take the next word, a spec, for the value.
+        """
+        folded = fold_captives(words)
+        end = folded.index("--") if "--" in folded else len(folded)
+        bare = {
+            word: f"{action.option_strings[-1]}={action.const}"
+            for word, action in self._option_string_actions.items()
+            if _may_have_value(action)
+        }
+        behind = folded[end + 1 :]
+        if not any(action.nargs == argparse.REMAINDER for action in self._actions):
+            behind = fold_captives(behind)
+        return [*(bare.get(word, word) for word in folded[:end]), *folded[end : end + 1], *behind]
 
     def parse_args(  # type: ignore[override]
         self, args: Sequence[str], namespace: argparse.Namespace | None = None
@@ -222,7 +258,7 @@ def parser_of(name: str) -> Parser:
     if name not in COMMANDS:
         raise UsageError(f"there is no command '{name}'{nearest(name, COMMANDS)}")
     module = _load(name)
-    parser = Parser(prog=f"nbdfs {name}", description=module.__doc__, formatter_class=_Formatter)
+    parser = Parser(prog=f"nbdfs {name}", description=module.__doc__)
     module.add_arguments(parser)
     parser.add_argument("--config", metavar="FILE", help="take stacks and mounts from this file alone")
     parser.add_argument("-v", "--verbose", action="count", default=0, help="say more; -vv also shows tracebacks")

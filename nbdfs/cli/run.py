@@ -30,7 +30,7 @@ from nbdfs.records import replace
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("spec", metavar="SPEC", help="the source")
     parser.add_argument(
-        "command", nargs=argparse.REMAINDER, metavar="-- CMD", help="the command; {} stands for the file"
+        "command", nargs=argparse.REMAINDER, metavar="-- CMD...", help="the command; {} stands for the file"
     )
     parser.add_argument("-o", "--options", action="append", default=[], metavar="OPTS", help=HELP)
     parser.add_argument("-r", "--readonly", action="store_true", help="let nobody write")

@@ -30,7 +30,7 @@ _ESCAPE = 27
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--once", action="store_true", help="print it once and end")
     parser.add_argument("--interval", type=parse_duration, default=1.0, metavar="SECONDS",
-                        help="between two looks, 1 s if not given")  # fmt: skip
+                        help="between two looks (default 1 s)")  # fmt: skip
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from nbdfs import logs
-from nbdfs.cli._words import preparation
 from nbdfs.cli.main import Parser
 from nbdfs.errors import UsageError
 from nbdfs.plans import plan
@@ -15,15 +14,13 @@ from nbdfs.spec import Spec, parse
 VERSION = "1.24.4"  # of libnbd: the one whose command lines these are
 
 
-def parser(name: str, bare: Mapping[str, str] | None = None) -> Parser:
-    """A parser for the tool `name`, with the options that all tools have; `bare` as in `cli._words`."""
+def parser(name: str) -> Parser:
+    """A parser for the tool `name`, with the options that all tools have."""
     made = Parser(
         prog=name,
         description=f"{name} as libnbd {VERSION} has it, done by nbdfs.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    made.prepare = preparation(bare or {})
     made.add_argument("-V", "--version", action="version", version=f"{name} {VERSION}\nlibnbd {VERSION}")
     add_option_lists(made)
     made.add_argument("-v", "--verbose", action="count", default=0, help="say more; -vv also shows tracebacks")

@@ -34,7 +34,7 @@ def run(words: Sequence[str]) -> int:
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="mount.nbdfs", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="mount.nbdfs", description=__doc__)
     add = parser.add_argument
     add("spec", metavar="SPEC", help="a source, or NAME=SPEC for files of a directory, with blanks between several")
     add("target", metavar="FILE", help="what is covered")

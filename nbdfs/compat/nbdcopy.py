@@ -16,12 +16,10 @@ from nbdfs.plans import plan
 from nbdfs.spec import Segment, Spec
 from nbdfs.units import format_size
 
-_BARE = {"-p": "--progress=bar", "--progress": "--progress=bar", "--blkhash": "--blkhash=sha256"}
-
 
 def run(argv: Sequence[str]) -> int:
     """Run the command line; give the exit status.  Raises UserError."""
-    parser = _peer.parser("nbdcopy", _BARE)
+    parser = _peer.parser("nbdcopy")
     parser.add_argument("source", metavar="SOURCE", help="-, a file or device, an NBD URI or [ CMD ]")
     parser.add_argument("destination", metavar="DESTINATION", help="the same, or null:")
     add_copy_arguments(parser, CopyOptions())

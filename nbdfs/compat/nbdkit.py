@@ -65,8 +65,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="nbdkit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-                    allow_abbrev=False)  # fmt: skip
+    parser = Parser(prog="nbdkit", description=__doc__, allow_abbrev=False)
     add = parser.add_argument
     add("words", nargs="*", metavar="PLUGIN [KEY=VALUE...]", help=", ".join(PLUGINS))
     add("--filter", action="append", default=[], metavar="FILTER", help=", ".join(FILTERS))

@@ -7,7 +7,6 @@ Unlike umount(8) alone it returns only when all is flushed and the process behin
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 
 from nbdfs.cli import umount
@@ -17,7 +16,7 @@ from nbdfs.compat._mount8 import mount_errors
 
 def run(words: Sequence[str]) -> int:
     """Run the command line; give the exit status.  Raises UserError."""
-    parser = Parser(prog="umount.nbdfs", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="umount.nbdfs", description=__doc__)
     add = parser.add_argument
     add("target", metavar="FILE", help="what is mounted")
     add("-l", dest="lazy", action="store_true", help="detach even while it is in use")

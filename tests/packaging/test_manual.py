@@ -63,6 +63,11 @@ def test_a_command_has_all_its_options(manual: Path, name: str) -> None:
     assert [flag for flag in flags if flag not in page] == []
 
 
+def test_a_value_that_may_be_left_out_stands_in_brackets(manual: Path) -> None:
+    assert "-p[FD], --progress[=FD] " in shown(manual / "man1" / "nbdfs-copy.1")
+    assert "--map[=CONTEXT] " in shown(manual / "man1" / "nbdfs-info.1")
+
+
 @pytest.mark.parametrize("name", registry.names())
 def test_a_driver_has_all_its_options(manual: Path, name: str) -> None:
     driver = registry.find(name)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Iterator
+
 import pytest
 
-from nbdfs.cli._words import preparation
-from nbdfs.cli.main import Parser, parser_of
+from nbdfs.cli._commands import COMMANDS
+from nbdfs.cli.main import parser_of
 from nbdfs.errors import UsageError
-
-PREPARE = preparation({"-p": "--progress=bar", "--progress": "--progress=bar"})
 
 
 @pytest.mark.parametrize(
@@ -24,11 +25,50 @@ PREPARE = preparation({"-p": "--progress=bar", "--progress": "--progress=bar"})
     ],
 )
 def test_words_are_prepared(words: list[str], prepared: list[str]) -> None:
-    assert PREPARE(words) == prepared
+    assert parser_of("copy").prepare(words) == prepared
 
 
-def test_a_parser_folds_captive_servers_unless_told_otherwise() -> None:
-    assert Parser().prepare(["[", "a", "-b", "]", "c"]) == ["[\0a\0-b\0]", "c"]
+@pytest.mark.parametrize("command", ["dump", "info", "mount", "serve"])
+def test_a_captive_server_may_stand_behind_the_end_of_the_options(command: str) -> None:
+    assert parser_of(command).prepare(["-v", "--", "[", "a", "-b", "]", "c"]) == ["-v", "--", "[\0a\0-b\0]", "c"]
+
+
+def test_brackets_of_the_command_to_run_are_its_own() -> None:
+    command = ["--", "[", "-e", "{}", "]"]
+    assert parser_of("run").prepare(["[", "a", "]", *command]) == ["[\0a\0]", *command]
+
+
+def actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+    """All that a command takes, in each of its actions."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for below in action.choices.values():
+                yield from actions(below)
+        else:
+            yield action
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_tells_each_default(command: str) -> None:
+    chosen = [action for action in actions(parser_of(command)) if action.default not in (argparse.SUPPRESS, None)]
+    valued = [action for action in chosen if action.nargs != 0 and action.default]
+    assert [action.option_strings for action in valued if "default" not in str(action.help)] == []
+
+
+@pytest.mark.parametrize(("command", "option", "meant"), [
+    ("copy", "--progress", "bar"), ("copy", "-p", "bar"), ("copy", "--blkhash", "sha256"),
+    ("info", "--map", ["base:allocation"]),
+])  # fmt: skip
+def test_the_help_shows_that_a_value_may_be_left_out(command: str, option: str, meant: object) -> None:
+    parser = parser_of(command)
+    assert f" {option}[=" in parser.format_help()
+    words = ["a", "b"][: 1 + (command == "copy")]
+    assert meant in vars(parser.parse_args(parser.prepare([option, *words]))).values()
+
+
+def test_the_usage_says_nothing_twice() -> None:
+    assert " ".join(parser_of("mount").format_usage().split()).endswith("[-v] SPEC... FILE")
+    assert " ".join(parser_of("run").format_usage().split()).endswith("[-v] SPEC -- CMD...")
 
 
 @pytest.mark.parametrize(
