@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import curses
 import os
 import shutil
@@ -13,7 +14,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from nbdfs.cli._table import amount, table
+from nbdfs.cli._table import amount, beginning, table
 from nbdfs.control.client import Process, processes
 from nbdfs.control.rates import Row, rows
 from nbdfs.errors import UsageError, UserError, printable
@@ -39,11 +40,15 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.once:
         before = processes("list")
         time.sleep(arguments.interval)
-        print("\n".join(_page(before, processes("list"), shutil.get_terminal_size().columns)))
+        above, listed = _page(before, processes("list"), shutil.get_terminal_size().columns)
+        print("\n".join([*above, *listed]))
         return 0
     if not (os.isatty(0) and os.isatty(1)):
         raise UsageError("this is no terminal: use --once")
     try:
+        curses.setupterm()
+        if not curses.tigetstr("cup"):
+            raise curses.error("its cursor cannot be moved")
         curses.wrapper(_watch, arguments.interval)
     except curses.error as error:
         raise UserError(f"cannot draw on this terminal ({error}): use --once") from error
@@ -51,8 +56,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _watch(screen: window, interval: float) -> None:
-    curses.use_default_colors()
-    curses.curs_set(0)
+    for wish in (curses.use_default_colors, lambda: curses.curs_set(0)):
+        with contextlib.suppress(curses.error):  # a terminal need have neither colours nor a cursor that can be hidden
+            wish()
     before = processes("list")
     while True:
         found = processes("list")
@@ -77,22 +83,22 @@ def _left(screen: window, interval: float) -> bool:
 
 def _draw(screen: window, before: Sequence[Process], found: Sequence[Process]) -> None:
     height, width = screen.getmaxyx()
+    above, listed = _page(before, found, width - 1)
     screen.erase()
-    for at, line in enumerate(_page(before, found, width - 1)[:height]):
-        screen.addnstr(at, 0, line, width - 1, curses.A_REVERSE if at == 1 else curses.A_NORMAL)
+    for at, line in enumerate([*above, *listed][:height]):
+        look = curses.A_REVERSE if at == len(above) else curses.A_NORMAL
+        screen.addstr(at, 0, beginning(line, width - 1), look)
     screen.refresh()
 
 
-def _page(before: Sequence[Process], found: Sequence[Process], width: int) -> list[str]:
+def _page(before: Sequence[Process], found: Sequence[Process], width: int) -> tuple[list[str], list[str]]:
+    """What there is in all, with what does not answer, and the table."""
     listed = sorted(rows(before, found), key=lambda row: (-(row.read or 0) - (row.write or 0), row.place))
     read, write = (sum(filter(None, rates)) for rates in ([row.read for row in listed], [row.write for row in listed]))
     summary = f"{len(found)} processes, {len(listed)} files, reading {amount(read)}/s, writing {amount(write)}/s"
-    troubles = [printable(process.trouble)[:width] for process in found if process.trouble]
-    return [
-        f"{time.strftime('%H:%M:%S')}  {summary}"[:width],
-        *table(_HEAD, map(_line, listed), _NUMBERS, width),
-        *troubles,
-    ]
+    troubles = [printable(process.trouble) for process in found if process.trouble]
+    above = [f"{time.strftime('%H:%M:%S')}  {summary}", *troubles]
+    return [beginning(line, width) for line in above], table(_HEAD, map(_line, listed), _NUMBERS, width)
 
 
 def _line(row: Row) -> tuple[str, ...]:

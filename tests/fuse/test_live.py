@@ -427,6 +427,18 @@ def read_rate(directory: Directory, name: str) -> float | None:
     return next(export["read"]["rate"] for export in process["exports"] if export["name"] == name)
 
 
+@pytest.mark.parametrize("kind, shown", [("vt100", "READ/S"), ("dumb", "cannot draw on this terminal (its cursor")])
+def test_top_on_simple_terminals(
+    kind: str, shown: str, terminal: Callable[[list[str]], Callable[[str], str]], data_plane: Directory
+) -> None:
+    """They have no colours, and a cursor that cannot be hidden, or not even moved."""
+    data_plane.command("add", "名前" * 40 + "=memory:1M")
+    keys = terminal([f"TERM={kind}", *nbdfs("top"), "; echo ended $?"])
+    wait_until(lambda: shown in keys(""), "top")
+    keys("q")
+    wait_until(lambda: f"ended {int(kind == 'dumb')}" in keys(""), "the end of top")
+
+
 @pytest.fixture
 def terminal(tmp_path: Path) -> Iterator[Callable[[list[str]], Callable[[str], str]]]:
     """Starts a command in a terminal of 80 columns; what that gives types keys and tells what is on the screen."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nbdfs.cli._table import amount, clipped, table
+from nbdfs.cli._table import amount, beginning, clipped, columns, table
 
 
 @pytest.mark.parametrize(
@@ -31,5 +31,12 @@ def test_columns_are_as_wide_as_they_must_be() -> None:
 
 
 @pytest.mark.parametrize("width", range(12))
-def test_what_is_cut_off_never_takes_more_than_there_is(width: int) -> None:
-    assert len(clipped("/a/path", width)) <= (width or 7)
+@pytest.mark.parametrize("text", ["/a/path", "/名前/名", "/e\u0301e\u0301"])
+def test_what_is_cut_off_never_takes_more_than_there_is(text: str, width: int) -> None:
+    assert columns(clipped(text, width)) <= (width or columns(text))
+    assert columns(beginning(text, width)) <= width
+
+
+def test_wide_letters_take_two_columns_and_accents_none() -> None:
+    lines = table(("N", "SIZE", "FILE"), [("名前", "1k", "名前名前"), ("e\u0301", "1k", "/x")], [1], 17)
+    assert lines == ["N     SIZE  FILE", "名前    1k  ...前", "e\u0301       1k  /x"]
