@@ -79,6 +79,14 @@ def modules() -> str:
     return "\n".join(lines)
 
 
+def modules_in(folder: str) -> str:
+    """The modules of a folder, and of the folders in it, as Markdown."""
+    place = DOCS.parent / folder
+    found = sorted(place.glob("**/[!_]*.py"), key=lambda path: (len(path.parts), path))
+    rows = [f"| `{path.relative_to(place)}` | {summary_of(path).replace('<', '&lt;')} |" for path in found]
+    return "\n".join(["| module | subject |", "| --- | --- |", *rows]) + "\n"
+
+
 def filled(text: str, mark: str, content: str) -> str:
     """A page with a generated part in place; a ValueError if it has no place for one."""
     begin, end = f"<!-- {mark} -->", f"<!-- /{mark} -->"
@@ -94,6 +102,9 @@ def parts() -> Iterator[tuple[Path, str, str]]:
     for folder in FOLDERS:
         yield DOCS / folder / "index.md", "index", index(folder)
     yield DOCS / "internals" / "index.md", "modules", modules()
+    for page in sorted((DOCS / "internals").glob("*.md")):
+        for folder in re.findall(r"^<!-- modules (\S+) -->$", page.read_text(), re.MULTILINE):
+            yield page, f"modules {folder}", modules_in(folder)
 
 
 def main(check: bool) -> int:

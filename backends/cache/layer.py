@@ -1,4 +1,4 @@
-"""The `cache` layer over its blocks.
+"""The requests of the `cache` layer: what its blocks have is read from them, and writes go as its mode says.
 
 Invariants:
 

@@ -1,4 +1,4 @@
-"""The `cow` layer over an overlay.
+"""The requests of the `cow` layer: each block from its overlay or from below, taken over before it is changed in part.
 
 Invariant: whoever puts blocks into the overlay holds the lock on them from before it looks whether they are there until
 they are, so that taking over the rest of a block from below can never undo another's completed write.

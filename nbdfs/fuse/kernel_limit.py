@@ -1,4 +1,4 @@
-"""Linux 6.15 and newer can end a FUSE connection that leaves a request unanswered for too long.
+"""How long the kernel lets a request take: Linux 6.15 and newer can end a FUSE connection that leaves one unanswered.
 
 Kernel documentation, admin-guide/sysctl/fs.rst: `default_request_timeout` and `max_request_timeout`, in seconds, 0 for
 no limit; a limit is never shorter than the 15 seconds after which the kernel looks again.

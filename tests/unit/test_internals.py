@@ -16,12 +16,12 @@ DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("
 SOURCES = [*ROOT.glob("nbdfs/**/*.py"), *ROOT.glob("backends/**/*.py")]
 # Where a page's modules lie, when it names them by less than their path from the root.
 FOLDERS = {
-    "config.md": ("nbdfs", "."),
+    "config.md": ("nbdfs/config", "."),
     "copy.md": ("nbdfs/copying", "nbdfs/copying/direct", "."),
     "fuse.md": ("nbdfs/fuse", "."),
     "index.md": (".",),
     "layers.md": ("backends/cow", "backends/cache", "."),
-    "live.md": ("nbdfs", "nbdfs/nbd", "."),
+    "live.md": ("nbdfs", "nbdfs/nbd", "nbdfs/control", "."),
     "luks.md": ("backends/luks", "."),
     "nbd.md": ("nbdfs/nbd", "."),
     "torrent.md": ("backends/torrent", "."),
@@ -39,6 +39,7 @@ class Names(ast.NodeVisitor):
 
     def read(self, path: Path) -> None:
         self._around = [path.parent.name if path.stem == "__init__" else path.stem]
+        self.members.setdefault(path.parent.name, set()).add(path.stem)
         self.visit(ast.parse(path.read_text()))
 
     def _bind(self, name: str) -> None:
