@@ -14,7 +14,6 @@ from nbdfs.nbd.proto import constants as nbd
 from nbdfs.nbd.proto.answers import RemoteExport
 from nbdfs.ranges import pieces
 from nbdfs.source import ALLOCATION, MAX_SIZE, BlockSize, Caps, Extent, Health, Source, SourceInfo
-from nbdfs.undo import unless_done
 
 _DEFAULT_MAXIMUM = 32 << 20  # bytes; NBD protocol, "Block size constraints": what every server takes
 _LONG = 1 << 31  # bytes; the longest request without data, where a length has 32 bits
@@ -64,7 +63,8 @@ class Remote(Source):
         self.info = source_info(export, name)
         minimum, _, maximum = export.block or (1, 0, _DEFAULT_MAXIMUM)
         self._maximum = min(maximum - maximum % minimum, _DEFAULT_MAXIMUM)
-        self._unflushed = False  # whether anything was changed since the last flush
+        self._changes = 0  # how often anything was changed, and as many of them as a flush has covered
+        self._flushed = 0
         self._long = _LONG if not client.server.extended else MAX_SIZE
 
     def statistics(self) -> Mapping[str, int]:
@@ -90,7 +90,7 @@ class Remote(Source):
             else:
                 await self._write_long(data, offset, fua)
         finally:
-            self._unflushed = True
+            self._changes += 1
 
     async def _write_long(self, data: memoryview, offset: int, fua: bool) -> None:
         async def part(at: int, size: int) -> None:
@@ -103,20 +103,17 @@ class Remote(Source):
 
     async def flush(self) -> None:
         """Nothing to do if nothing was changed: the end of a mount that was only read waits for no server."""
-        if self._unflushed:
-            self._unflushed = False
-            with unless_done(self._changed):
-                await self.client.flush()
-
-    def _changed(self) -> None:
-        self._unflushed = True
+        changes = self._changes
+        if changes != self._flushed:  # a flush under way covers nothing yet
+            await self.client.flush()
+            self._flushed = max(self._flushed, changes)
 
     async def trim(self, offset: int, length: int, *, fua: bool = False) -> None:
         try:
             for at, size in pieces(offset, length, self._long):
                 await self.client.trim(at, size, fua=fua)
         finally:
-            self._changed()
+            self._changes += 1
 
     async def zero(
         self, offset: int, length: int, *, may_trim: bool = True, fast: bool = False, fua: bool = False
@@ -128,7 +125,7 @@ class Remote(Source):
                         await self.client.trim(at, size)
                 await self.client.write_zeroes(at, size, no_hole=not may_trim, fast=fast, fua=fua)
         finally:
-            self._changed()
+            self._changes += 1
 
     async def extents(self, offset: int, length: int, *, context: str = ALLOCATION, one: bool = False) -> list[Extent]:
         return await self.client.block_status(offset, min(length, self._long), context, one=one)

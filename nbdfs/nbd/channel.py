@@ -85,6 +85,10 @@ class Channel:
         self._record = self._record[sent:]
         return sent
 
+    def own(self) -> None:
+        """Copy what was offered and is kept under way: the buffers of `send_now` may be used for something else."""
+        self._record = memoryview(bytes(self._record))
+
     async def send_rest(self, data: memoryview) -> None:
         """Send all of `data`."""
         while data:

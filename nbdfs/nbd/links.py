@@ -185,13 +185,12 @@ class Links:
         """Whether the export is still the one that was opened, as far as can be told."""
         known = self._export
         wrong = ""
+        kept = _KEPT_FLAGS | (nbd.FLAG_CAN_MULTI_CONN if len(self._all) > 1 else 0)
         if export.size != known.size:
             wrong = f"its size was {known.size} and is {export.size}"
         elif export.has(nbd.FLAG_READ_ONLY) and not known.has(nbd.FLAG_READ_ONLY) and not self._options.readonly:
             wrong = "it has become read-only"
-        elif known.flags & _KEPT_FLAGS & ~export.flags or not set(known.contexts.items()) <= set(
-            export.contexts.items()
-        ):
+        elif known.flags & kept & ~export.flags or not set(known.contexts.items()) <= set(export.contexts.items()):
             wrong = "it can do less than before"
         elif export.block != known.block or server.extended != self._server.extended:
             wrong = "it has other limits than before"

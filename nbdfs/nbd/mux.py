@@ -31,6 +31,7 @@ from nbdfs.nbd.request import Request
 _STAGE = 64 << 10  # bytes received at once where headers may be
 _DIRECT = 8 << 10  # bytes of payload left that are worth a receive of their own, straight into place
 _PROMPT = 0.001  # seconds: requests to a server that answers sooner cost more to send than to carry out
+_TURN = 16  # receives in a row, after which other tasks have their turn
 _BATCH = 16  # buffers that gather in one call; nbdkit has as many threads for a connection
 
 
@@ -62,10 +63,15 @@ class Mux:
         """The reader and the writer task, until the connection is lost."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._write)
+            came = 0
             with contextlib.suppress(trio.ClosedResourceError):
                 while not self.lost:
                     if not self.poll():
                         await self._channel.readable()
+                        continue
+                    came += 1
+                    if came % _TURN == 0:  # a server may say more, and faster, than we can hear
+                        await trio.lowlevel.checkpoint()
             nursery.cancel_scope.cancel()
 
     async def perform(self, request: Request) -> None:
@@ -88,6 +94,7 @@ class Mux:
         """Nobody waits for this request any more; its buffers are the caller's again."""
         self._replies.give_up(request)
         self._unsent = [bytes(buffer) for buffer in self._unsent]
+        self._channel.own()
 
     def fail(self, error: OSError) -> None:
         """End the connection; every request in flight gets `error`."""
@@ -112,8 +119,10 @@ class Mux:
             self.fail(ConnectionLostError(errno.ESHUTDOWN, "the connection was closed"))
 
     def overdue(self, before: float) -> list[Request]:
-        """The requests in flight that were sent before then and that somebody waits for."""
-        return [request for request in self._in_flight.values() if request.sent < before and not request.orphan]
+        """The requests in flight that were sent before then.
+
+        Those that were given up are among them: others wait for what a change does."""
+        return [request for request in self._in_flight.values() if request.sent < before]
 
     @property
     def busy(self) -> bool:

@@ -52,15 +52,16 @@ async def exactly(stream: trio.SocketStream, length: int) -> bytes:
     return data
 
 
-async def greet(stream: trio.SocketStream, size: int = SIZE) -> None:
+async def greet(stream: trio.SocketStream, size: int = SIZE, *, more_flags: int = 0) -> None:
     """A handshake without structured replies, up to the transmission phase."""
+    flags = nbd.FLAG_HAS_FLAGS | nbd.FLAG_SEND_FLUSH | more_flags
     await stream.send_all(struct.pack(">QQH", nbd.INIT_MAGIC, nbd.OPTION_MAGIC, 3))
     await exactly(stream, 4)
     while True:
         _, option, length = struct.unpack(">QII", await exactly(stream, 16))
         await exactly(stream, length)
         if option == nbd.OPT_GO:
-            info = struct.pack(">HQH", nbd.INFO_EXPORT, size, nbd.FLAG_HAS_FLAGS | nbd.FLAG_SEND_FLUSH)
+            info = struct.pack(">HQH", nbd.INFO_EXPORT, size, flags)
             await reply(stream, option, nbd.REP_INFO, info)
             await reply(stream, option, nbd.REP_ACK)
             return
@@ -232,3 +233,92 @@ async def test_a_write_given_up_cannot_undo_a_later_one(tmp_path: Path) -> None:
                 await source.pwrite(memoryview(b"else"), 100)  # other bytes are not held up
                 slow.set()
     assert log[:6] == ["1 came", "1 came", "1 done", "1 done", "1 came", "1 done"]
+
+
+async def test_a_write_given_up_holds_others_up_for_one_timeout_only(tmp_path: Path) -> None:
+    connections = 0
+    came = trio.Event()
+
+    async def serve(stream: trio.SocketStream) -> None:
+        nonlocal connections
+        connections += 1
+        deaf = connections == 1
+        await greet(stream)
+        while True:
+            _, cookie, _, _ = await request(stream)
+            came.set()
+            if not deaf:
+                await stream.send_all(simple(0, cookie))
+
+    async with server(tmp_path, serve) as uri:
+        async with open_stack(f"nbd,timeout=0.5::{uri}") as source:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(source.pwrite, memoryview(b"old!"), 0)
+                await came.wait()
+                nursery.cancel_scope.cancel()
+            with trio.fail_after(30):
+                await source.pwrite(memoryview(b"new!"), 2)
+    assert connections == 2
+
+
+async def test_a_flush_beside_another_has_an_answer_of_its_own(tmp_path: Path) -> None:
+    flushes = 0
+    both = trio.Event()
+
+    async def serve(stream: trio.SocketStream) -> None:
+        nonlocal flushes
+        await greet(stream)
+        failed = []
+        while True:
+            command, cookie, _, _ = await request(stream)
+            if command != nbd.CMD_FLUSH:
+                await stream.send_all(simple(0, cookie))
+                continue
+            flushes += 1
+            failed.append(simple(28, cookie))  # ENOSPC
+            if flushes == 2:
+                both.set()
+                await stream.send_all(b"".join(failed))
+
+    errors = []
+    async with server(tmp_path, serve) as uri:
+        async with open_stack(uri) as source:
+            await source.pwrite(memoryview(b"data"), 0)
+
+            async def flush() -> None:
+                with pytest.raises(OSError) as caught:
+                    await source.flush()
+                assert both.is_set()
+                errors.append(caught.value.errno)
+
+            with trio.fail_after(30):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(flush)
+                    nursery.start_soon(flush)
+    assert errors == [errno.ENOSPC] * 2
+
+
+async def test_connections_that_one_flush_no_longer_covers_are_not_made_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    streams: list[trio.SocketStream] = []
+    flags = nbd.FLAG_CAN_MULTI_CONN
+
+    async def serve(stream: trio.SocketStream) -> None:
+        streams.append(stream)
+        await greet(stream, more_flags=flags)
+        while True:
+            _, cookie, _, length = await request(stream)
+            await stream.send_all(simple(0, cookie, bytes(length)))
+
+    async with server(tmp_path, serve) as uri:
+        async with open_stack(f"nbd,timeout=0.5,connections=2,readahead=0::{uri}") as source:
+            with trio.fail_after(30):
+                while len(streams) < 2:
+                    await trio.sleep(0.01)
+            flags = 0
+            for stream in list(streams):
+                await stream.aclose()
+            with trio.fail_after(30), pytest.raises(OSError, match="no connection"):
+                await read(source, 0, 4096)
+    assert "it can do less than before" in caplog.text
