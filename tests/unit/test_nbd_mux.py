@@ -40,6 +40,7 @@ async def test_a_server_that_never_stops_talking_stops_nobody_else() -> None:
     with theirs:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(mux.perform, Request(nbd.CMD_TRIM, 0, 512))
+            await trio.testing.wait_all_tasks_blocked()
             nursery.start_soon(mux.run)
             for _ in range(3):
                 await trio.lowlevel.checkpoint()
