@@ -1,4 +1,4 @@
-"""Fill the parts of the manual that the code knows: options of every source and layer, lists of them and of modules.
+"""Fill the parts of the manual that the code knows: tables of options, lists of sources, layers and modules.
 
 python docs/generate.py           write them
 python docs/generate.py --check   write nothing; name what is missing or stale, with status 1
@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nbdfs import registry
+from nbdfs.fuse import options
+from nbdfs.records import fields
 from nbdfs.registry import Driver, SourceDriver
 
 DOCS = Path(__file__).parent
@@ -79,6 +81,15 @@ def modules() -> str:
     return "\n".join(lines)
 
 
+def mount_options() -> str:
+    """The options of `nbdfs mount -o` as Markdown."""
+    told = [*options.MEANINGS]
+    if sorted(told) != sorted(fields(options.MountOptions)):
+        raise SystemExit(f"docs/generate.py: MEANINGS lacks {sorted(set(fields(options.MountOptions)) - set(told))}")
+    rows = [f"| {words} | {meaning} |" for words, meaning in options.spellings()]
+    return "\n".join(["| `-o` | |", "| --- | --- |", *rows]) + "\n"
+
+
 def modules_in(folder: str) -> str:
     """The modules of a folder, and of the folders in it, as Markdown."""
     place = DOCS.parent / folder
@@ -101,6 +112,7 @@ def parts() -> Iterator[tuple[Path, str, str]]:
         yield DOCS / folder_of(driver) / f"{driver.name}.md", "options", table(driver)
     for folder in FOLDERS:
         yield DOCS / folder / "index.md", "index", index(folder)
+    yield DOCS / "mount.md", "mount options", mount_options()
     yield DOCS / "internals" / "index.md", "modules", modules()
     for page in sorted((DOCS / "internals").glob("*.md")):
         for folder in re.findall(r"^<!-- modules (\S+) -->$", page.read_text(), re.MULTILINE):

@@ -159,6 +159,8 @@ async def _open(exports: Exports, what: Order, target: str) -> None:
         if alone.source.open_tree is None or alone.layers:
             raise UsageError(f"{target} is a directory: one source covers a file; write NAME=SPEC for a file in it")
         await exports.open_tree(alone)
+    elif not alone and not os.path.isdir(target):
+        raise UserError(f"{target} is no directory, where files with names are: make one first (mkdir {target})")
     else:
         await exports.open_all(what.plans)
 

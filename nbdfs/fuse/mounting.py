@@ -161,8 +161,8 @@ def _mount_by_helper(target: str, options: MountOptions) -> int:
         os.close(os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC))
     except OSError as error:
         raise UserError(_no_device(error)) from error
-    if options.atime in _BEYOND_FUSERMOUNT:
-        log.warning("%s is mounted without %s: %s does not know it", target, options.atime, _FUSERMOUNT)
+    if beyond := _beyond_helper(options):
+        log.warning("%s is mounted without %s: %s gives that to no user", target, ", ".join(beyond), _FUSERMOUNT)
     words = [helper, "-o", _helper_options(options), "--", target]
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with ours:
@@ -186,6 +186,17 @@ def _mount_by_helper(target: str, options: MountOptions) -> int:
     if descriptor is None:
         raise UserError(f"cannot mount on {target}: {said.strip() or helper + ' failed'}")
     return descriptor
+
+
+def _beyond_helper(options: MountOptions) -> list[str]:
+    """What is asked for and not had by way of fusermount3, which says nothing."""
+    user = os.getuid() != 0
+    asked = (
+        (options.suid and user, "suid"),
+        (options.dev and user, "dev"),
+        (options.atime in _BEYOND_FUSERMOUNT, options.atime),
+    )
+    return [word for wanted, word in asked if wanted]
 
 
 def _receive_descriptor(channel: socket.socket) -> int | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from nbdfs.errors import UsageError
 from nbdfs.records import Record, replace
@@ -109,16 +109,41 @@ def _positive(text: str) -> float:
     return seconds
 
 
-_VALUES: dict[str, Callable[[str], object]] = {
-    "uid": _owner,
-    "gid": _owner,
-    "mode": _permissions,
-    "fsname": str,
-    "subtype": _subtype,
-    "timeout": _positive,
+# Words with a value, each a field: what the value is called, and how it is read.
+_VALUES: dict[str, tuple[str, Callable[[str], object]]] = {
+    "uid": ("N", _owner),
+    "gid": ("N", _owner),
+    "mode": ("OCTAL", _permissions),
+    "fsname": ("TEXT", str),
+    "subtype": ("NAME", _subtype),
+    "timeout": ("SECONDS", _positive),
 }
 
-HELP = "mount options, separated by commas: " + ", ".join([*_WORDS, *(f"{key}=" for key in _VALUES)])
+HELP = "mount options, separated by commas: " + ", ".join(
+    [*_WORDS, *(f"{key}={value}" for key, (value, _) in _VALUES.items())]
+)
+
+# What each field is about, for the manual.
+MEANINGS = {
+    "readonly": "whether anybody can write; with `ro` the sources are opened for reading only, as with `-r`",
+    "allow_other": "other users, and root, may enter; who is not root needs `user_allow_other` in /etc/fuse.conf",
+    "auto_unmount": "a helper takes the mount away should the process be killed",
+    "uid": "owner of the files (default: who mounts)",
+    "gid": "group of the files (default: that of who mounts)",
+    "mode": "permissions of the files (default 0600); what cannot be written loses those to write",
+    "suid": "set-user-ID bits count; only root may ask for it",
+    "dev": "device files count; only root may ask for it",
+    "exec": "files may be executed",
+    "synchronous": "each write is durable on return",
+    "atime": "times of reading, as in mount(8)",
+    "fsname": "what the mount table calls the source (default: the spec, without secrets)",
+    "subtype": "the type of the mount is fuse.NAME (default nbdfs)",
+    "timeout": "how long a request may take before it fails with EIO; longer if it gets on (default 60)",
+    "passthrough": "the kernel serves the file from memory or a device by itself (default: where it can; `passthrough` "
+    "fails where it cannot)",
+    "writeback": "the kernel gathers small writes, see [semantics](semantics.md); not together with `passthrough`",
+    "poll": "look for the next request for up to 50 us before sleeping, while requests come fast",
+}
 
 
 def parse_options(texts: Iterable[str]) -> MountOptions:
@@ -162,9 +187,19 @@ def field_of(key: str) -> str:
     return _WORDS[key][0] if key in _WORDS else key if key in _VALUES else ""
 
 
+def spellings() -> Iterator[tuple[str, str]]:
+    """For the manual: how each field is written, the default first, and what it is about."""
+    default = MountOptions()
+    for field, meaning in MEANINGS.items():
+        chosen = getattr(default, field)
+        words = sorted((word for word in _WORDS if field_of(word) == field), key=lambda word: _WORDS[word][1] != chosen)
+        yield ", ".join(f"`{word}`" for word in words or [f"{field}={_VALUES[field][0]}"]), meaning
+
+
 def _value(key: str, text: str) -> object:
     try:
-        return _VALUES[key](text)
+        _, parse = _VALUES[key]
+        return parse(text)
     except UsageError as error:
         raise UsageError(f"-o {key}: {error}") from error
 

@@ -65,13 +65,14 @@ def test_special_kinds_need_words(mount: Mounter) -> None:
 
 
 @pytest.mark.parametrize("mount", ["unprivileged"], indirect=True)
-def test_what_fusermount3_does_not_know_is_told(mount: Mounter) -> None:
-    mounted = mount(SPEC, "-o", "strictatime")
-    assert "relatime" in mount_line(mounted.file)[0]
+@pytest.mark.parametrize("words", ["strictatime", "suid", "dev", "suid, dev, strictatime"])
+def test_what_fusermount3_does_not_give_is_told(mount: Mounter, words: str) -> None:
+    mounted = mount(SPEC, "-o", words.replace(" ", ""))
+    assert {"relatime", "nosuid", "nodev"} <= mount_line(mounted.file)[0]
     assert mounted.stop() == 0
     assert mounted.process.stderr
     said = mounted.process.stderr.read()
-    assert said == f"nbdfs: {mounted.file} is mounted without strictatime: fusermount3 does not know it\n"
+    assert said == f"nbdfs: {mounted.file} is mounted without {words}: fusermount3 gives that to no user\n"
 
 
 def test_auto_unmount(mount: Mounter) -> None:
