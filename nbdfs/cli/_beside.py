@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import trio
 
@@ -42,9 +44,52 @@ async def command_status(words: Sequence[str], stopped: Stopped) -> int:
 
 
 async def _end(process: trio.Process) -> None:
-    """End a command that still runs: it is asked to, and killed if it does not."""
-    for step in (process.terminate, process.kill):
-        if process.poll() is None:
-            step()
+    """End a command that still runs, and what it has begun: they are asked to, and killed if they do not.
+
+    A shell that dies of a signal leaves the command that it was waiting for.
+    """
+    if process.poll() is not None:
+        return
+    with contextlib.ExitStack() as opened:
+        family = {process.pid: _handle(process.pid, opened)}
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            family |= {pid: _handle(pid, opened) for pid in _descendants(family) if pid not in family}
+            family = {pid: handle for pid, handle in family.items() if _signalled(handle, number)}
             with trio.move_on_after(_END_TIMEOUT, shield=True):
-                await process.wait()
+                for handle in family.values():
+                    await trio.lowlevel.wait_readable(handle)
+                break
+        with trio.move_on_after(_END_TIMEOUT, shield=True):
+            await process.wait()
+
+
+def _handle(pid: int, opened: contextlib.ExitStack) -> int:
+    """A descriptor of a process, -1 if it is gone."""
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return -1
+    opened.callback(os.close, handle)
+    return handle
+
+
+def _signalled(handle: int, number: signal.Signals) -> bool:
+    """Send a process a signal: whether it is there, and ours to end."""
+    try:
+        signal.pidfd_send_signal(handle, number)
+    except OSError:
+        return False
+    return True
+
+
+def _descendants(roots: Iterable[int]) -> list[int]:
+    """The processes that some have begun, and those that these have."""
+    children: dict[int, list[int]] = {}
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError), open(f"/proc/{entry}/stat", "rb") as file:
+            parent = int(file.read().rpartition(b")")[2].split()[1])
+            children.setdefault(parent, []).append(int(entry))
+    found = [child for root in roots for child in children.get(root, ())]
+    for each in found:  # it grows meanwhile
+        found += children.get(each, ())
+    return found
