@@ -11,6 +11,7 @@ import importlib
 import io
 import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -240,9 +241,16 @@ def _dispatch(words: list[str]) -> int:
         use_file(parsed.config)
     logs.set_up(parsed.verbose)
     if not gc.isenabled():
-        gc.freeze()
-        gc.enable()
+        _loaded()
     return int(_load(name).run(parsed))
+
+
+def _loaded() -> None:
+    """What was put off until the command runs: garbage collection, and that Ctrl-C is an exception."""
+    gc.freeze()
+    gc.enable()
+    if callable(signal.getsignal(signal.SIGINT)):  # it is not ignored
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _config_behind(words: Sequence[str]) -> list[str]:

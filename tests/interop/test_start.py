@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -89,3 +90,30 @@ def test_names_that_the_locale_has_no_letters_for_are_escaped(tmp_path: Path, en
     done = subprocess.run(command("info", image), capture_output=True, timeout=TIMEOUT, env=environment)
     assert done.returncode == 0, done.stderr
     assert shown in done.stdout
+
+
+# Runs nbdfs, with a signal when it begins to import a certain module.
+INTERRUPTED = """
+import os, runpy, signal, sys
+
+module, way = sys.argv[1:]
+
+class Interrupts:
+    def find_spec(name, path, target=None):
+        if name == module:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupts)
+if way == "ignored":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+sys.argv[1:] = ["info", "--size", "memory:1M"]
+runpy.run_module("nbdfs", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("module", ["nbdfs.cli.main", "argparse", "nbdfs.cli.info", "nbdfs.info.report"])
+@pytest.mark.parametrize(("way", "status", "told"), [("heeded", 130, ""), ("ignored", 0, "1048576\n")])
+def test_an_interrupt_while_it_is_loaded(module: str, way: str, status: int, told: str) -> None:
+    argv = [sys.executable, "-c", INTERRUPTED, module, way]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=TIMEOUT)
+    assert (done.returncode, done.stdout, done.stderr) == (status, told, "")
