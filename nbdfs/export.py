@@ -16,6 +16,7 @@ A hook may raise OSError; the request then fails with it.  Without hooks the sou
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -31,7 +32,8 @@ Hook = Callable[[int, int], Awaitable[None]]  # (offset, length) in bytes
 class Export:
     """What is offered under `name` (the empty name is the default export).
 
-    `description` is its spec without secrets.  `removed`: no front end offers it any more.
+    `description` is its spec without secrets.  `number` tells it from others of its name, before and after it.
+    `removed`: no front end offers it any more.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Export:
     after_write: Hook | None = None
     clients: int = 0  # of NBD servers
     removed: bool = False
+    number: int = field(default_factory=itertools.count(1).__next__)
     unused: trio.Event = field(default_factory=trio.Event)  # nobody holds it any more
     closed: trio.Event = field(default_factory=trio.Event)  # its source is closed
     _holds: int = 0

@@ -7,11 +7,14 @@ closed when the last one is done.
 from __future__ import annotations
 
 import argparse
+import time
 
 from nbdfs.cli import _control
 from nbdfs.control.client import Client, find
 from nbdfs.errors import UserError
 from nbdfs.units import parse_duration
+
+_LOOK = 0.5  # seconds from one look for the end to the next
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +30,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _remove(process: Client, name: str, seconds: float) -> None:
-    if process.call("remove", name=name, wait=seconds)["closed"]:
+    end = time.monotonic() + seconds
+    removed = process.call("remove", name=name, wait=seconds)
+    closed = removed["closed"]
+    while not closed and (left := end - time.monotonic()) > 0:  # one request does not wait for so long
+        time.sleep(min(left, _LOOK))
+        closed = removed["id"] not in {export["id"] for export in process.call("list")["exports"]}
+    if closed:
         return
     if seconds:
         raise UserError(f"{name} is removed, but was not closed within {seconds:g} s: somebody uses it still")

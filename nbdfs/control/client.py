@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from nbdfs.control import place, protocol
-from nbdfs.control.protocol import Request, RequestError
+from nbdfs.control.protocol import LONGEST_REQUEST, Request, RequestError
 from nbdfs.errors import UsageError, UserError, reason
 from nbdfs.mountpoint import mountpoint
 from nbdfs.records import Record
@@ -16,6 +17,7 @@ from nbdfs.records import Record
 _CONNECT = 2.0  # seconds
 _REPLY = 150.0  # seconds: a little more than the other end takes at most
 _LOOK = 3.0  # seconds that a process gets to tell about itself
+_SHORTEST = 0.001  # seconds: 0 would not wait at all
 _LONGEST_REPLY = 64 << 20  # bytes
 _MOST_THREADS = 32
 
@@ -34,6 +36,7 @@ class Client:
             raise UserError(f"{path}: its process is gone")
         self._socket = connection
         self._received = bytearray()
+        self._trouble = ""  # why it is not asked any more
 
     def __enter__(self) -> Self:
         return self
@@ -45,17 +48,25 @@ class Client:
 
     def call(self, method: str, seconds: float = _REPLY, /, **params: object) -> Any:
         """The result of a method.  Raises what the other end does: UserError, UsageError."""
-        self._socket.settimeout(seconds)
+        request = Request(method, params, 1).encode()
+        if len(request) > LONGEST_REQUEST:
+            raise UserError(f"{method}: this is too long, a request has at most {LONGEST_REQUEST} bytes")
+        if self._trouble:
+            raise UserError(self._trouble)
+        end = time.monotonic() + seconds
         try:
-            self._socket.sendall(Request(method, params, 1).encode())
-            return protocol.parse_reply(self._line())
+            self._socket.settimeout(seconds)
+            self._socket.sendall(request)
+            return protocol.parse_reply(self._line(end))
         except RequestError as error:
             raise (UsageError if error.code == protocol.Code.USAGE else UserError)(str(error)) from None
         except (OSError, ValueError) as error:
-            raise UserError(f"{self.path} does not answer: {reason(error)}") from error
+            self._trouble = f"{self.path} does not answer: {reason(error)}"  # a late reply is none to another request
+            raise UserError(self._trouble) from error
 
-    def _line(self) -> bytes:
+    def _line(self, until: float) -> bytes:
         while (end := self._received.find(b"\n")) < 0:
+            self._socket.settimeout(max(until - time.monotonic(), _SHORTEST))
             data = self._socket.recv(1 << 20)
             if not data or len(self._received) > _LONGEST_REPLY:
                 raise ConnectionError("it hung up" if not data else "its reply is too long")

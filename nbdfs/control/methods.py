@@ -73,16 +73,20 @@ class Controls:
         return _describe(await self.exports.resize(name, size, shrink=shrink), {})
 
     async def remove(self, name: str, wait: float = 0.0) -> Facts:
-        """Remove an export; `closed` tells whether its source is closed, for which there are `wait` seconds."""
+        """Remove an export; `closed` tells whether its source is closed, for which there are `wait` seconds.
+
+        After that it is in the list, by its `id`, until it is closed.
+        """
         export = await self.exports.remove(name)
         with trio.move_on_after(max(min(wait, _LONGEST_WAIT), _SHORTEST_WAIT)):
             await export.closed.wait()
-        return {"closed": export.closed.is_set()}
+        return {"id": export.number, "closed": export.closed.is_set()}
 
 
 def _describe(export: Export, facts: Facts) -> dict[str, Any]:
     counters = export.source.counters
     return {
+        "id": export.number,
         "name": export.name,
         "spec": export.description,
         "size": export.source.info.size,

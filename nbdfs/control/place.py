@@ -7,9 +7,11 @@ For root it is /run/nbdfs, for others `nbdfs` in $XDG_RUNTIME_DIR or /run/user/U
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import stat
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from nbdfs.errors import UserError
 
 _SUFFIX = ".sock"
 _BACKLOG = 16
+_TIMEVAL = struct.Struct("@ll")  # seconds and microseconds
 
 
 def folders() -> list[Path]:
@@ -60,13 +63,17 @@ def listening() -> Iterator[socket.socket]:
 def connect(path: Path, seconds: float) -> socket.socket | None:
     """A connection to a control socket; None, and the socket is gone, if its process is dead.  Raises OSError."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    connection.settimeout(seconds)
+    # A socket that does not block would not wait for its turn where many come at once: unix(7), EAGAIN.
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIMEVAL.pack(int(seconds), int(seconds % 1 * 1e6)))
     try:
         connection.connect(str(path))
     except (ConnectionRefusedError, FileNotFoundError):
         connection.close()
         path.unlink(missing_ok=True)
         return None
+    except BlockingIOError as error:
+        connection.close()
+        raise TimeoutError(errno.ETIMEDOUT, "too many others wait for its process") from error
     except OSError:
         connection.close()
         raise

@@ -10,6 +10,8 @@ from nbdfs.records import Record
 
 Facts = Mapping[str, Any]
 
+_NEW: Facts = {"read": {"bytes": 0}, "write": {"bytes": 0}}  # what has come since the first look
+
 
 class Row(Record):
     """An export of a process.  Rates are in bytes a second, None where they are not known.
@@ -40,14 +42,18 @@ def rows(before: Sequence[Process], after: Sequence[Process]) -> Iterator[Row]:
 
 def _of_process(before: Facts, after: Facts) -> Iterator[Row]:
     seconds = after["now"] - before["now"]
-    counted = {(export["name"], export["state"] == "removed"): export for export in before["exports"]}
+    counted = {_key(export): export for export in before["exports"]}
     for export in after["exports"]:
-        earlier = counted.get((export["name"], export["state"] == "removed"), export)
+        earlier = counted.get(_key(export), _NEW)
         yield Row(after, export, *(_rate(earlier, export, what, seconds) for what in ("read", "write")))
 
 
+def _key(export: Facts) -> object:
+    return export.get("id", export["name"])  # a process that runs on after an upgrade may have no numbers
+
+
 def _rate(before: Facts, after: Facts, what: str, seconds: float) -> float | None:
-    done = max(after[what]["bytes"] - before[what]["bytes"], 0)  # a replaced export counts from 0 again
+    done = max(after[what]["bytes"] - before[what]["bytes"], 0)  # another process of this number counts from 0 again
     if not done and after.get("passthrough"):
         return None
     return done / seconds if seconds > 0 else None

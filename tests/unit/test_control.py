@@ -6,7 +6,9 @@ import json
 import os
 import socket
 import stat
+import time
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nbdfs.cli.remove import _remove
 from nbdfs.control import place, protocol
 from nbdfs.control.client import Client, Process, processes
 from nbdfs.control.protocol import LONGEST_REQUEST, Request, RequestError, parse_reply, parse_request
@@ -241,23 +244,117 @@ def test_a_process_that_does_not_answer_is_told(folder: Path, monkeypatch: pytes
         assert process.facts == {}
 
 
-def test_rates_are_what_was_done_in_the_time_between() -> None:
-    def look(now: float, exports: dict[str, tuple[int, int, bool]]) -> list[Process]:
-        listed = [
-            {
-                "name": name,
-                "state": "idle",
-                "passthrough": passthrough,
-                "read": {"bytes": read},
-                "write": {"bytes": written},
-            }
-            for name, (read, written, passthrough) in exports.items()
-        ]
-        return [Process(Path("x"), {"now": now, "target": "/d", "uris": [], "pid": 1, "exports": listed})]
+def listed(now: float, *exports: tuple[int, str, int, int, bool]) -> list[Process]:
+    """A look at a process with exports: number, name, bytes read and written, and whether it is in passthrough."""
+    facts = [
+        {"id": number, "name": name, "passthrough": passthrough, "read": {"bytes": read}, "write": {"bytes": written}}
+        for number, name, read, written, passthrough in exports
+    ]
+    return [Process(Path("x"), {"now": now, "target": "/d", "uris": [], "pid": 1, "exports": facts})]
 
-    before = look(10.0, {"a": (100, 0, False), "replaced": (900, 900, False), "kernel": (0, 0, True)})
-    after = look(
-        12.0, {"a": (300, 50, False), "replaced": (10, 0, False), "kernel": (0, 6, True), "new": (5, 5, False)}
-    )
+
+def test_rates_are_what_was_done_in_the_time_between() -> None:
+    before = listed(10.0, (1, "a", 100, 0, False), (2, "kernel", 0, 0, True))
+    after = listed(12.0, (1, "a", 300, 50, False), (2, "kernel", 0, 6, True), (3, "new", 6, 4, False))
     rates = {row.place: (row.read, row.write) for row in rows(before, after)}
-    assert rates == {"/d/a": (100, 25), "/d/replaced": (0, 0), "/d/kernel": (None, 3), "/d/new": (0, 0)}
+    assert rates == {"/d/a": (100, 25), "/d/kernel": (None, 3), "/d/new": (3, 2)}
+
+
+def test_exports_of_one_name_are_told_apart() -> None:
+    """Removed or replaced ones stay for as long as they are used, and count on."""
+    before = listed(10.0, (1, "a", 900, 0, False), (2, "a", 50, 0, False))
+    after = listed(12.0, (3, "a", 8, 0, False), (1, "a", 910, 0, False), (2, "a", 52, 0, False))
+    assert [row.read for row in rows(before, after)] == [4, 5, 1]
+
+
+def test_nothing_of_a_look_that_is_the_first() -> None:
+    assert [row.read for row in rows([], listed(10.0, (1, "a", 900, 0, False)))] == [None]
+
+
+async def test_many_clients_at_once_wait_for_their_turn(folder: Path) -> None:
+    """More than are served, and more than wait in the kernel."""
+
+    def use(path: Path) -> None:
+        with ThreadPoolExecutor(200) as threads:
+            assert set(threads.map(lambda _: ask(path), range(400))) == {"hello"}
+
+    def ask(path: Path) -> object:
+        with Client(path) as client:
+            return client.call("echo", text="hello")
+
+    async with served(folder) as path:
+        await trio.to_thread.run_sync(use, path)
+
+
+def test_a_full_queue_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nbdfs.control.client._CONNECT", 0.2)
+    folder.mkdir(0o700)
+    path = folder / "1.sock"
+    with socket.socket(socket.AF_UNIX) as stuck, socket.socket(socket.AF_UNIX) as first:
+        stuck.bind(str(path))
+        stuck.listen(0)
+        first.connect(str(path))
+        with pytest.raises(UserError, match="too many others wait for its process"):
+            Client(path)
+
+
+async def test_a_request_that_is_too_long_ends_no_connection(folder: Path) -> None:
+    def use(path: Path) -> None:
+        with Client(path) as client:
+            with pytest.raises(UserError, match=r"^echo: this is too long, a request has at most 65536 bytes$"):
+                client.call("echo", text="x" * LONGEST_REQUEST)
+            assert client.call("echo", text="hello") == "hello"
+
+    async with served(folder) as path:
+        await trio.to_thread.run_sync(use, path)
+
+
+def test_a_late_reply_is_not_taken_for_that_to_another_request(folder: Path) -> None:
+    folder.mkdir(0o700)
+    path = folder / "1.sock"
+    with socket.socket(socket.AF_UNIX) as slow:
+        slow.bind(str(path))
+        slow.listen()
+        with Client(path) as client, slow.accept()[0] as connection:
+            with pytest.raises(UserError, match="does not answer: timed out"):
+                client.call("add", 0.1, name="a")
+            connection.sendall(protocol.result(Request("add", {}, 1), "the late one"))
+            with pytest.raises(UserError, match="does not answer: timed out"):
+                client.call("add", name="b")
+
+
+def test_a_reply_that_comes_in_drops_has_an_end(folder: Path) -> None:
+    folder.mkdir(0o700)
+    path = folder / "1.sock"
+    with socket.socket(socket.AF_UNIX) as slow:
+        slow.bind(str(path))
+        slow.listen()
+        with Client(path) as client, slow.accept()[0] as connection, ThreadPoolExecutor() as threads:
+            asked = threads.submit(client.call, "about", 0.5)
+            while not asked.done():
+                connection.sendall(b" ")
+                time.sleep(0.05)
+            with pytest.raises(UserError, match="does not answer: timed out"):
+                asked.result()
+
+
+async def test_remove_waits_for_longer_than_a_request_may(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nbdfs.cli.remove._LOOK", 0.01)
+    looks = iter([[7, 8], [7, 8], [8]])
+
+    async def remove(name: str, wait: float) -> dict[str, object]:
+        return {"id": 7, "closed": False}
+
+    async def look() -> dict[str, object]:
+        return {"exports": [{"id": number} for number in next(looks)]}
+
+    monkeypatch.setitem(METHODS, "remove", Method(remove, {"name": str, "wait": float}))
+    monkeypatch.setitem(METHODS, "list", Method(look))
+
+    def use(path: Path) -> None:
+        with Client(path) as client:
+            _remove(client, "a", 600)
+
+    async with served(folder) as path:
+        await trio.to_thread.run_sync(use, path)
+    assert list(looks) == []
