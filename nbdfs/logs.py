@@ -1,7 +1,8 @@
 """Where the log goes and what a line of it looks like: text or JSON, to standard error or a file, or the journal.
 
 The journal is spoken to in its own protocol (systemd.io, "Native Journal Protocol"), with fields to search for.
-Where standard error leads to the journal anyway, each line of text is marked with its priority (sd-daemon(3)).
+Where standard error leads to the journal anyway, each line of text is marked with its priority (sd-daemon(3)); so it is
+where another nbdfs, `nbdfs up`, logs what this one says.
 In the background, with no file to log to, it is the journal or syslog(3).
 Whoever logs never waits for it to be written: see `nbdfs.outbox`.
 """
@@ -10,16 +11,20 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import errno
 import logging
 import os
+import re
 import struct
 import sys
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import NamedTuple, TextIO
 
 from nbdfs.errors import UserError, printable, reason
-from nbdfs.outbox import Outbox, write_all, write_bytes
+from nbdfs.outbox import Outbox, PartlyWrittenError, write_bytes, writing
 
 FORMATS = ("text", "json", "journal")
 
@@ -34,6 +39,10 @@ _PRIORITIES = {
     logging.ERROR: 3,
     logging.CRITICAL: 2,
 }  # syslog(3)
+_LEVELS_OF = {str(priority): level for level, priority in _PRIORITIES.items()}
+_RELAY = "NBDFS_LOG_RELAY"  # in the environment, as JOURNAL_STREAM: standard error leads to another nbdfs
+_LAST_WORD = "nbdfs: "  # of a command that fails
+_MARK = re.compile(r"<([2-7])>")
 _PATIENCE = 0.2  # seconds that the system gets to take a record: others wait behind it
 _MOST_DATAGRAM = 64 << 10  # bytes; far below what a socket takes
 
@@ -74,13 +83,14 @@ def _handler(form: str, file: str) -> logging.Handler:
     try:
         handler: QueuedHandler = FileLog(file) if file else StreamLog(sys.stderr)
     except OSError as error:
-        raise UserError(f"cannot log to {file}: {error.strerror}") from error
+        why = "nobody reads from it" if error.errno == errno.ENXIO else error.strerror
+        raise UserError(f"cannot log to {file}: {why}") from error
     handler.setFormatter(JsonFormatter() if form == "json" else _text(bool(file)))
     return handler
 
 
 def _text(stamped: bool) -> logging.Formatter:
-    if not stamped and _stderr_is_journal():
+    if not stamped and _stderr_takes_priorities():
         return PriorityFormatter("%(message)s")
     return OneLineFormatter(f"{'%(asctime)s ' if stamped else ''}nbdfs: %(message)s")
 
@@ -93,7 +103,7 @@ class OneLineFormatter(logging.Formatter):
 
 
 class PriorityFormatter(OneLineFormatter):
-    """Lines for standard error that leads to the journal, each with its priority."""
+    """Lines for standard error that leads to the journal or to another nbdfs, each with its priority."""
 
     def format(self, record: logging.LogRecord) -> str:
         mark = f"<{_priority(record)}>"
@@ -164,7 +174,7 @@ class QueuedHandler(logging.Handler, abc.ABC):
 
     def _lost(self, count: int) -> Entry:
         lost = logging.makeLogRecord({"name": __name__, "levelno": logging.WARNING, "levelname": "WARNING"})
-        lost.msg = f"{count} lines of the log are lost: they came faster than they could be written"
+        lost.msg = f"{count} lines of the log are lost: they could not be written, or not in time"
         return self._entry(lost)
 
 
@@ -184,17 +194,47 @@ class StreamLog(QueuedHandler):
 
 
 class FileLog(QueuedHandler):
-    """Adds lines to a file, in UTF-8 whatever the locale; names that are not are escaped.  Raises OSError."""
+    """Adds lines to a file, in UTF-8 whatever the locale; names that are not are escaped.  Raises OSError.
+
+    A file that was renamed or removed, as logrotate(8) does, is begun anew.
+    """
 
     def __init__(self, path: str) -> None:
         super().__init__()
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        self._path = os.path.abspath(path)
+        self._descriptor = self._opened()
+        self._rest = b""  # of a line that was written in part
+
+    def _opened(self) -> int:
+        """The file, or a pipe that has a reader: to wait for one would take for ever."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+        return os.open(self._path, flags, 0o666)
 
     def data(self, record: logging.LogRecord) -> bytes:
         return f"{self.format(record)}\n".encode(errors="backslashreplace")
 
     def write(self, entries: Sequence[Entry]) -> None:
-        write_all(self._descriptor, b"".join(entry.data for entry in entries))
+        self._follow()
+        data = b"".join([self._rest, *(entry.data for entry in entries)])
+        done = deque([0], maxlen=1)
+        try:
+            done.extend(writing(self._descriptor, data))
+        except OSError as error:
+            (written,) = done
+            ends = list(accumulate((len(entry.data) for entry in entries), initial=len(self._rest)))
+            if written:
+                self._rest = data[written : next(end for end in ends if end >= written)]
+            raise PartlyWrittenError(sum(start < written for start in ends[:-1]), error) from error
+        self._rest = b""
+
+    def _follow(self) -> None:
+        """Go on in a new file if ours has its name no more; in ours, if that cannot be had."""
+        with contextlib.suppress(OSError):
+            if not _is_at(self._path, self._descriptor):
+                descriptor = self._opened()
+                os.dup2(descriptor, self._descriptor, inheritable=False)
+                os.close(descriptor)
+                self._rest = b""
 
     def release_descriptor(self) -> None:
         os.close(self._descriptor)
@@ -282,11 +322,39 @@ def _iso(seconds: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{int(seconds % 1 * 1000):03}Z"
 
 
-def _stderr_is_journal() -> bool:
-    """Whether standard error is the stream to the journal that systemd set up: JOURNAL_STREAM of systemd.exec(5)."""
-    device, _, inode = os.environ.get("JOURNAL_STREAM", "").partition(":")
+def _is_at(path: str, descriptor: int) -> bool:
     try:
-        facts = os.fstat(2)
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def _stderr_takes_priorities() -> bool:
+    """Whether standard error leads to the journal, JOURNAL_STREAM of systemd.exec(5), or to another nbdfs."""
+    try:
+        ours = _stream(2)
     except OSError:
         return False
-    return (device, inode) == (str(facts.st_dev), str(facts.st_ino))
+    return ours in (os.environ.get("JOURNAL_STREAM"), os.environ.get(_RELAY))
+
+
+def _stream(descriptor: int) -> str:
+    facts = os.fstat(descriptor)
+    return f"{facts.st_dev}:{facts.st_ino}"
+
+
+def relayed(descriptor: int) -> dict[str, str]:
+    """The environment of an nbdfs whose standard error is `descriptor`, and what comes out of that is for `relay`."""
+    return {**os.environ, _RELAY: _stream(descriptor)}
+
+
+def relay(logger: logging.Logger, label: str, line: bytes) -> None:
+    """Log a line that another nbdfs has printed, which has chosen already what is worth it."""
+    text = line.decode(errors="surrogateescape")
+    mark = _MARK.match(text)
+    if mark:
+        level, text = _LEVELS_OF.get(mark[1], logging.INFO), text[mark.end() :]
+    else:  # its last word is an error
+        level = logging.ERROR if text.startswith(_LAST_WORD) else logging.INFO
+        text = text.removeprefix(_LAST_WORD)
+    logger.handle(logging.LogRecord(logger.name, level, __file__, 0, "%s %s", (label, text), None))

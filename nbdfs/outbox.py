@@ -8,13 +8,22 @@ import io
 import os
 import select
 import threading
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from typing import Generic, TextIO, TypeVar
 
 Message = TypeVar("Message")
 
 _MOST = 1 << 20  # bytes that wait, beside those that are being written
 _FLUSH = 1.0  # seconds that what waits gets to be written
+
+
+class PartlyWrittenError(OSError):
+    """The first `count` messages were written, or will be with the next ones, and no more."""
+
+    def __init__(self, count: int, error: OSError) -> None:
+        super().__init__(error.errno, error.strerror)
+        self.count = count
 
 
 class Outbox(Generic[Message]):
@@ -70,9 +79,10 @@ class Outbox(Generic[Message]):
             messages, lost = taken
             try:
                 self._write([*messages, self._tell_lost(lost)] if lost else messages)
-            except OSError:
+            except OSError as error:
+                written = error.count if isinstance(error, PartlyWrittenError) else 0
                 with self._changed:
-                    self._lost += len(messages) + lost
+                    self._lost += len(messages) - written + lost
 
     def _take(self) -> tuple[list[Message], int] | None:
         """Wait for messages; those and how many were lost after them, or None when the thread is to end."""
@@ -104,10 +114,16 @@ def write_bytes(stream: TextIO, data: bytes) -> None:
 
 def write_all(descriptor: int, data: bytes) -> None:
     """Write all of it, however long that takes.  Raises OSError."""
-    rest = memoryview(data)
-    while rest:
+    deque(writing(descriptor, data), maxlen=0)
+
+
+def writing(descriptor: int, data: bytes) -> Iterator[int]:
+    """Write all of it, however long that takes; tells after each step how many bytes are written.  Raises OSError."""
+    written = 0
+    while written < len(data):
         try:
-            rest = rest[os.write(descriptor, rest) :]
+            written += os.write(descriptor, memoryview(data)[written:])
+            yield written
         except BlockingIOError:  # others share its file description, and one of them has set O_NONBLOCK
             room = select.poll()
             room.register(descriptor, select.POLLOUT)

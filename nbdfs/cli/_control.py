@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Iterable
 
-from nbdfs.errors import UserError, printable
+from nbdfs.cli import main
+from nbdfs.errors import UserError
 
 MOUNT_HELP = "the mounted file or directory; of a server its URI, its name in the configuration or process id"
 
@@ -22,6 +22,6 @@ def for_each(items: Iterable[str], do: Callable[[str], None]) -> int:
         try:
             do(item)
         except UserError as error:
-            print(f"nbdfs: {printable(str(error))}", file=sys.stderr)
+            main.report(error)
             status = max(status, error.exit_status)
     return status

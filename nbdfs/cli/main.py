@@ -136,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
     except* UserError as group:
         for error in leaves(group):
-            _report(error)
+            report(error)
             status = error.exit_status
     except* KeyboardInterrupt:
         status = 130
@@ -147,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if "" in known:
             raise
         for trouble in known:
-            _report(UserError(trouble))
+            report(UserError(trouble))
         status = 1
     if arguments is None:
         sys.stderr.flush()
@@ -284,7 +284,8 @@ def _help() -> str:
     )
 
 
-def _report(error: UserError) -> None:
+def report(error: UserError) -> None:
+    """Say what is wrong, and with -vv where that was found."""
     print("nbdfs:", printable(str(error), keep="\n"), file=sys.stderr)
     if logging.getLogger().isEnabledFor(logging.DEBUG):
         traceback.print_exception(error)

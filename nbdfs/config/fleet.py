@@ -18,12 +18,11 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from nbdfs import libc
+from nbdfs import libc, logs
 from nbdfs.config.commands import Command
 from nbdfs.config.files import Config, chosen_file, current
 from nbdfs.errors import UserError, reason
 from nbdfs.nursery import serving_nursery
-from nbdfs.outbox import Outbox, write_bytes
 from nbdfs.undo import unless_done
 
 log = logging.getLogger(__name__)
@@ -34,16 +33,14 @@ _END_TIMEOUT = 100.0  # seconds for flushing and closing everything; then a proc
 
 
 class Child:
-    """The process of a mount or server.  What it prints goes to our standard error, with its name."""
+    """The process of a mount or server.  What it prints is logged, with its name."""
 
-    def __init__(
-        self, command: Command, frame: tuple[object, ...], folder: str, verbose: int, printed: Outbox[bytes]
-    ) -> None:
+    def __init__(self, command: Command, frame: tuple[object, ...], folder: str, verbose: int) -> None:
         """Start it.  `frame` is what it cannot take over while it runs.  Raises OSError if there can be no process."""
         self.label = f"[{command.kind}.{command.name}]"
-        self._printed = printed
         self.frame = frame
         self.up = False
+        self.told_to_end = False
         self.settled = trio.Event()  # it is up, or has failed
         self.ended = trio.Event()
         path = os.path.join(folder, str(len(os.listdir(folder))))
@@ -52,19 +49,29 @@ class Child:
         words = [command.kind, *([f"--config={file}"] if file else []), *["-v"] * verbose, command.name]
         with unless_done(self._notices.close):
             self._notices.bind(path)
-            self._process = subprocess.Popen(
-                [*_ourselves(), *words],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, "NOTIFY_SOCKET": path},
-                preexec_fn=_end_with(os.getpid()),
-                process_group=0,  # a Ctrl-C is for this process, which then tells all others
-            )
+            self._printed, writing = os.pipe()
+            with unless_done(lambda: os.close(self._printed)):
+                try:
+                    self._process = subprocess.Popen(
+                        [*_ourselves(), *words],
+                        stdin=subprocess.DEVNULL,
+                        stdout=writing,
+                        stderr=writing,
+                        env={**logs.relayed(writing), "NOTIFY_SOCKET": path},
+                        preexec_fn=_end_with(os.getpid()),
+                        process_group=0,  # a Ctrl-C is for this process, which then tells all others
+                    )
+                finally:
+                    os.close(writing)
 
     def signal(self, number: signal.Signals) -> None:
         if self._process.poll() is None:
             self._process.send_signal(number)
+
+    def end(self) -> None:
+        """Have it end; one that is not up yet does by the signal itself."""
+        self.told_to_end = True
+        self.signal(signal.SIGTERM)
 
     async def reload(self) -> None:
         """Have it reload, once it is up: before, SIGHUP would end it."""
@@ -98,21 +105,16 @@ class Child:
                 self.settled.set()
 
     async def _relay(self, printed: trio.Event) -> None:
-        assert self._process.stdout
-        async with trio.lowlevel.FdStream(os.dup(self._process.stdout.fileno())) as stream:
-            self._process.stdout.close()
+        async with trio.lowlevel.FdStream(self._printed) as stream:
             partial = b""
             async for data in stream:
                 *lines, partial = (partial + data).split(b"\n")
                 for line in lines:
-                    self._say(line)
+                    logs.relay(log, self.label, line)
                 partial = partial[-_LONGEST_LINE:]
             if partial:
-                self._say(partial)
+                logs.relay(log, self.label, partial)
         printed.set()
-
-    def _say(self, line: bytes) -> None:
-        self._printed.put(b"%s %s\n" % (self.label.encode(), line), len(line))
 
 
 class Fleet:
@@ -123,7 +125,6 @@ class Fleet:
         self._nursery = nursery
         self._folder = folder
         self._verbose = verbose
-        self._printed = Outbox(_print, _lost)
         self._children: dict[str, Child] = {}
         self._turn = trio.Lock()  # held while children are ended to be started again
         self.failed = False  # whether one of them has
@@ -181,14 +182,13 @@ class Fleet:
         async with trio.open_nursery() as nursery:
             for name in list(self._children):
                 nursery.start_soon(self._stop, name)
-        self._printed.flush()
 
     def _wanted(self, config: Config) -> dict[str, Command]:
         return {name: config.command(name) for name in self._names} or dict(config.commands)
 
     def _start(self, config: Config, command: Command) -> None:
         try:
-            child = Child(command, _frame(config, command), self._folder, self._verbose, self._printed)
+            child = Child(command, _frame(config, command), self._folder, self._verbose)
         except OSError as error:
             self.failed = True
             log.error("[%s.%s] cannot be started: %s", command.kind, command.name, reason(error))
@@ -198,7 +198,7 @@ class Fleet:
 
     async def _keep(self, child: Child) -> None:
         status = await child.keep()
-        if status:
+        if status and not (child.told_to_end and status == -signal.SIGTERM):
             self.failed = True
             how = f"exit status {status}" if status > 0 else signal.Signals(-status).name
             log.error("%s has failed: %s", child.label, how)
@@ -207,7 +207,7 @@ class Fleet:
 
     async def _stop(self, name: str) -> None:
         child = self._children.pop(name)
-        child.signal(signal.SIGTERM)
+        child.end()
         with trio.move_on_after(_END_TIMEOUT, shield=True) as scope:
             await child.ended.wait()
         if scope.cancelled_caught:
@@ -224,14 +224,6 @@ async def fleet(names: Sequence[str], verbose: int) -> AsyncIterator[Fleet]:
                 yield processes
             finally:
                 await processes.stop()
-
-
-def _print(lines: Sequence[bytes]) -> None:
-    write_bytes(sys.stderr, b"".join(lines))
-
-
-def _lost(count: int) -> bytes:
-    return b"%d lines of mounts and servers are lost: they came faster than they could be written\n" % count
 
 
 def _frame(config: Config, command: Command) -> tuple[object, ...]:

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -266,7 +267,7 @@ def test_up_brings_up_all_and_follows_changes(configured: Configured) -> None:
     process.terminate()
     said = process.communicate(timeout=SECONDS)[1]
     assert process.returncode == 1  # one had failed
-    assert "[mount.bad] nbdfs: cannot open " in said
+    assert "nbdfs: [mount.bad] cannot open " in said
     assert "[mount.bad] has failed: exit status 1" in said
     assert not is_mounted(folder / "one.img")
 
@@ -290,7 +291,25 @@ def test_up_reloads_no_process_before_it_is_up(configured: Configured) -> None:
             process.send_signal(signal.SIGHUP)
             wait_until(lambda: is_mounted(configured.folder / "new.img"), "the new mount")
     process.terminate()
-    assert "[mount.slow] has failed: exit status 1" in process.communicate(timeout=SECONDS)[1]
+    assert "SIGHUP" not in process.communicate(timeout=SECONDS)[1]
+
+
+def test_a_process_that_is_ended_before_it_is_up_has_not_failed(configured: Configured) -> None:
+    path = configured.folder / "socket"
+    first = '[mount.one]\ntarget = "{}/one.img"\nsource = "memory:1M"\n'
+    configured.write(first)
+    process = configured.start_up("up")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        path.chmod(0o777)
+        server.listen()
+        server.settimeout(SECONDS)
+        configured.write(f'{first}[mount.slow]\ntarget = "{{}}/slow.img"\nsource = "nbd+unix:///?socket={path}"\n')
+        process.send_signal(signal.SIGHUP)
+        with server.accept()[0]:
+            process.terminate()
+            said = process.communicate(timeout=SECONDS)[1]
+    assert (process.returncode, said) == (0, "")
 
 
 def test_up_in_the_background(configured: Configured) -> None:
@@ -302,6 +321,33 @@ def test_up_in_the_background(configured: Configured) -> None:
     os.kill(int((configured.folder / "pid").read_text()), signal.SIGTERM)
     wait_until(lambda: not is_mounted(configured.folder / "one.img"), "the end of the mount")
     wait_until(lambda: not (configured.folder / "one.img").exists(), "the end of its process")
+
+
+# nbdfs with another place for syslog(3), so that there is one to look at.
+_LOGGING = """
+from nbdfs import logs
+from nbdfs.cli.main import main
+logs._JOURNAL, logs._SYSLOG = "/no journal", {}
+main()
+"""
+
+
+def test_what_a_mount_says_in_the_background_is_logged(configured: Configured) -> None:
+    pids, path = configured.folder / "pid", configured.folder / "syslog"
+    configured.write('[mount.one]\ntarget = "{}/one.img"\nsource = "memory:1M"\n')
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as syslog:
+        syslog.bind(str(path))
+        path.chmod(0o777)
+        syslog.settimeout(SECONDS)
+        words = [sys.executable, "-c", _LOGGING.format(repr(str(path)))]
+        up = [*words, "up", "--config", str(configured.path), "-b", "-P", str(pids)]
+        configured.mount.run(*up)
+        configured.write("[mount.one]\n")
+        served = configured.mount.do(lambda: os.getxattr(configured.folder / "one.img", "user.nbdfs.pid"))
+        os.kill(int(served), signal.SIGHUP)
+        said = syslog.recv(1 << 16).decode()
+    assert said.startswith("<27>nbdfs[")
+    assert "]: [mount.one] reload: nothing is changed: " in said
 
 
 def test_a_reader_that_stopped_holds_up_neither_up_nor_its_mounts(configured: Configured) -> None:

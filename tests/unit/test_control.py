@@ -17,6 +17,7 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nbdfs.cli._control import for_each
 from nbdfs.cli.remove import _remove
 from nbdfs.control import place, protocol
 from nbdfs.control.client import Client, Process, processes
@@ -284,6 +285,16 @@ async def test_many_clients_at_once_wait_for_their_turn(folder: Path) -> None:
 
     async with served(folder) as path:
         await trio.to_thread.run_sync(use, path)
+
+
+def test_what_failed_for_one_of_many_is_said_as_for_one(capsys: pytest.CaptureFixture[str]) -> None:
+    """Where a mistake is shown in its place, that takes several lines."""
+
+    def fail(item: str) -> None:
+        raise UsageError(f"{item}\x1b has no meaning here:\n  ^")
+
+    assert for_each("ab", fail) == 2
+    assert capsys.readouterr().err == "".join(f"nbdfs: {item}\\x1b has no meaning here:\n  ^\n" for item in "ab")
 
 
 def test_a_full_queue_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

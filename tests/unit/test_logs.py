@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import resource
 import signal
 import socket
 import struct
@@ -78,6 +79,73 @@ def test_a_traceback_with_a_name_that_is_no_utf_8(tmp_path: Path, capsys: pytest
 def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot log to"):
         logs.set_up(0, "text", str(tmp_path))
+
+
+def test_a_pipe_without_a_reader_holds_nobody_up(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="pipe: nobody reads from it"):
+        logs.set_up(0, file=str(tmp_path / "pipe"))
+
+
+def test_a_full_disk_tears_no_line_and_all_that_is_lost_is_counted(tmp_path: Path) -> None:
+    file = tmp_path / "log"
+    logs.set_up(0, "json", str(file))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for room in (1000, 1001, 1130, 3000):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+        try:
+            for number in range(20):
+                log.warning("line %d", number)
+            logs.flush()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    log.warning("room again")
+    logs.flush()
+    messages = [json.loads(line)["message"] for line in file.read_text().splitlines()]
+    lost = sum(int(message.split()[0]) for message in messages if "are lost" in message)
+    assert lost > 0
+    assert lost + sum(message.startswith("line") for message in messages) == 80
+    assert "room again" in messages
+
+
+def test_a_file_that_was_taken_away_is_begun_anew(tmp_path: Path) -> None:
+    """As logrotate(8) does it; where no new one can be made, the old one goes on."""
+    file, old = tmp_path / "logs" / "log", tmp_path / "logs" / "log.1"
+    file.parent.mkdir()
+    logs.set_up(0, file=str(file))
+    for step, name in (("one", "log"), ("two", "log.1")):
+        log.warning(step)
+        logs.flush()
+        file.replace(old) if name == "log" else file.parent.rename(tmp_path / "gone")
+    log.warning("three")
+    logs.flush()
+    assert [(tmp_path / "gone" / name).read_text().count("nbdfs: ") for name in ("log.1", "log")] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "line, shown",
+    [
+        (b"<4>a warning", "<4>[mount.a] a warning"),
+        (b"<7>much said", "<7>[mount.a] much said"),
+        (b"<9>no priority", "<6>[mount.a] <9>no priority"),
+        (b"nbdfs: cannot open it", "<3>[mount.a] cannot open it"),
+        (b"nbd://localhost/", "<6>[mount.a] nbd://localhost/"),
+        (b"caf\xe9 \x1b[2J", "<6>[mount.a] caf\\udce9 \\x1b[2J"),
+    ],
+)
+def test_what_another_process_says_is_passed_on(
+    line: bytes, shown: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w") as stream, monkeypatch.context() as patched:
+        facts = os.fstat(stream.fileno())
+        assert logs.relayed(stream.fileno())["NBDFS_LOG_RELAY"] == f"{facts.st_dev}:{facts.st_ino}"
+        patched.setattr(logs, "_stderr_takes_priorities", lambda: True)
+        logs.set_up(0)
+        logs.relay(log, "[mount.a]", line)
+        logs.flush()
+    assert capfd.readouterr().err == f"{shown}\n"
 
 
 def test_a_journal_and_a_file_exclude_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
