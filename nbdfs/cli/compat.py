@@ -6,11 +6,13 @@ A symbolic link to nbdfs with the program's name does the same.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import pkgutil
+from collections.abc import Iterator
 
 import nbdfs.compat
-from nbdfs.errors import UsageError
+from nbdfs.errors import UsageError, leaves
 from nbdfs.registry import nearest
 
 
@@ -30,4 +32,16 @@ def run(arguments: argparse.Namespace) -> int:
     program = arguments.program.replace(".fuse.", ".")  # mount(8) asks for mount.nbdfs and for mount.fuse.nbdfs
     if program not in programs():
         raise UsageError(f"there is no command line of '{program}' here{nearest(program, programs())}")
-    return int(importlib.import_module(f"nbdfs.compat.{program.replace('.', '_')}").run(arguments.words))
+    with _as_these_say():
+        return int(importlib.import_module(f"nbdfs.compat.{program.replace('.', '_')}").run(arguments.words))
+
+
+@contextlib.contextmanager
+def _as_these_say() -> Iterator[None]:
+    """Let misuse have the status that all these programs give it: 2 is an answer of nbdinfo's."""
+    try:
+        yield
+    except* UsageError as group:
+        for error in leaves(group):
+            error.exit_status = 1
+        raise

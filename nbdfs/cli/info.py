@@ -68,7 +68,8 @@ class _Question:
         self.wanted = wanted
 
     def __call__(self, text: str) -> tuple[str, bool]:
-        name = text.replace("_", "-")
+        name = text.lower().replace("_", "-").replace(" ", "-")
+        name = info.OTHER_NAMES.get(name, name)
         if name not in info.QUESTIONS:
             raise UserError(f"'{text}' is nothing that can be asked; there are: {', '.join(info.QUESTIONS)}")
         return name, self.wanted

@@ -78,15 +78,23 @@ class Parser(argparse.ArgumentParser):
         """
         folded = fold_captives(words)
         end = folded.index("--") if "--" in folded else len(folded)
-        bare = {
-            word: f"{action.option_strings[-1]}={action.const}"
-            for word, action in self._option_string_actions.items()
-            if _may_have_value(action)
-        }
         behind = folded[end + 1 :]
         if not any(action.nargs == argparse.REMAINDER for action in self._actions):
             behind = fold_captives(behind)
-        return [*(bare.get(word, word) for word in folded[:end]), *folded[end : end + 1], *behind]
+        return [*map(self._with_value, folded[:end]), *folded[end : end + 1], *behind]
+
+    def _with_value(self, word: str) -> str:
+        """An option with the value that it left out, as `--option=VALUE`; anything else as it is."""
+        action = self._option_string_actions.get(word)
+        if action is None and word.startswith("--") and "=" not in word and len(word) > 2:
+            found = self._get_option_tuples(word)
+            action = found[0][0] if len(found) == 1 else None
+        return f"{action.option_strings[-1]}={action.const}" if action and _may_have_value(action) else word
+
+    def _get_option_tuples(self, option_string: str) -> list[tuple[argparse.Action, str, str | None]]:
+        """What an option may be short for: as getopt_long(3) has it, two names of one option do not contradict."""
+        found = super()._get_option_tuples(option_string)
+        return found[:1] if len({id(action) for action, *_ in found}) == 1 else found
 
     def parse_args(  # type: ignore[override]
         self, args: Sequence[str], namespace: argparse.Namespace | None = None

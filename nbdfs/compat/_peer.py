@@ -19,7 +19,6 @@ def parser(name: str) -> Parser:
     made = Parser(
         prog=name,
         description=f"{name} as libnbd {VERSION} has it, done by nbdfs.",
-        allow_abbrev=False,
     )
     made.add_argument("-V", "--version", action="version", version=f"{name} {VERSION}\nlibnbd {VERSION}")
     add_option_lists(made)

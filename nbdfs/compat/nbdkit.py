@@ -65,18 +65,18 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="nbdkit", description=__doc__, allow_abbrev=False)
+    parser = Parser(prog="nbdkit", description=__doc__)
     add = parser.add_argument
     add("words", nargs="*", metavar="PLUGIN [KEY=VALUE...]", help=", ".join(PLUGINS))
     add("--filter", action="append", default=[], metavar="FILTER", help=", ".join(FILTERS))
     add("-U", "--unix", action="append", default=[], metavar="SOCKET", help="a Unix socket, - for a private one")
     _serving.add_port_argument(parser)
-    add("-i", "--ipaddr", metavar="ADDRESS", help="the TCP address (the default is localhost)")
-    add("-e", "--exportname", default="", metavar="NAME", help="the export in $uri")
-    add("-r", "--readonly", action="store_true", help="let nobody write")
+    add("-i", "--ipaddr", "--ip-addr", metavar="ADDRESS", help="the TCP address (the default is localhost)")
+    add("-e", "--exportname", "--export-name", "--export", default="", metavar="NAME", help="the export in $uri")
+    add("-r", "--readonly", "--read-only", action="store_true", help="let nobody write")
     add("-f", "--foreground", "--no-fork", action="store_true", help="stay in the foreground")
-    add("-P", "--pidfile", metavar="FILE", help="write the process id there")
-    add("-s", "--single", action="store_true", help="serve one client on standard input and output")
+    add("-P", "--pidfile", "--pid-file", metavar="FILE", help="write the process id there")
+    add("-s", "--single", "--stdin", action="store_true", help="serve one client on standard input and output")
     add("--run", metavar="CMD", help="run a shell command, then stop with its exit status")
     add("--vsock", action="store_true", help="listen for virtual machines")
     add("-v", "--verbose", action="store_true", help="say more")
@@ -92,7 +92,7 @@ def _parser() -> Parser:
     for words, address in ((("-4", "--ipv4-only"), "127.0.0.1"), (("-6", "--ipv6-only"), "::1")):
         add(*words, dest="family", action="store_const", const=address, help=f"listen on {address} instead")
     add("-t", "--threads", type=int, help="accepted; the number follows from the work")
-    add("-n", "--newstyle", action="store_true", help="accepted; there is no other")
+    add("-n", "--newstyle", "--new-style", action="store_true", help="accepted; there is no other")
     return parser
 
 

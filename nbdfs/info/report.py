@@ -82,6 +82,14 @@ QUESTIONS: Mapping[str, Callable[[Report], bool]] = {
     "zero": _flag("can_zero"),
 }
 
+# As nbdinfo has them too.
+OTHER_NAMES: Mapping[str, str] = {
+    "readonly": "read-only",
+    "fastzero": "fast-zero",
+    "multiconn": "multi-conn",
+    **dict.fromkeys(("sr", "structured", "structured-replies"), "structured-reply"),
+}
+
 
 async def report(spec: Spec, *, listing: bool, probe: bool) -> Report:
     """Open the source and tell what it is; with `listing` all exports of a server, or files of a source.

@@ -248,24 +248,24 @@ def test_a_failing_read_gives_the_error_and_no_zeroes(file: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("words", "status", "complaint"),
+    ("words", "complaint"),
     [
-        ([], 2, "MOUNTPOINT"),
-        (["{}"], 2, "name one server"),
-        (["{}", "nbd://h", "--unix", "s"], 2, "name one server"),
-        (["{}", "http://h"], 2, "http"),
-        (["{}/no/such", "nbd://h"], 2, "is no directory"),
-        (["{}", "--unix", "/nonexistent"], 1, "cannot connect to /nonexistent"),
-        (["{}", "[", "nbdkit", "bogus", "]"], 1, "nbdkit ended with exit status 1"),
-        (["-C", "0", "{}", "nbd://127.0.0.1:1"], 2, "connections"),
-        (["-o", "bogus", "{}", "nbd://127.0.0.1:1"], 2, "no mount option 'bogus'"),
+        ([], "MOUNTPOINT"),
+        (["{}"], "name one server"),
+        (["{}", "nbd://h", "--unix", "s"], "name one server"),
+        (["{}", "http://h"], "http"),
+        (["{}/no/such", "nbd://h"], "is no directory"),
+        (["{}", "--unix", "/nonexistent"], "cannot connect to /nonexistent"),
+        (["{}", "[", "nbdkit", "bogus", "]"], "nbdkit ended with exit status 1"),
+        (["-C", "0", "{}", "nbd://127.0.0.1:1"], "connections"),
+        (["-o", "bogus", "{}", "nbd://127.0.0.1:1"], "no mount option 'bogus'"),
     ],
 )
-def test_wrong_command_lines(words: list[str], status: int, complaint: str, file: Path) -> None:
+def test_wrong_command_lines(words: list[str], complaint: str, file: Path) -> None:
     argv = [word.replace("{}", str(file)) for word in words]
     done = subprocess.run(
         [sys.executable, "-m", "nbdfs", "compat", "nbdfuse", *argv], capture_output=True, text=True, timeout=30
     )
-    assert (done.returncode, len(done.stderr.splitlines())) == (status, 1), done.stderr
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done.stderr
     assert complaint in done.stderr
     assert not is_mounted(file)

@@ -71,4 +71,4 @@ def test_what_it_cannot_do_is_said_in_one_line(image: Path, tmp_path: Path) -> N
     with nbdkit(tmp_path, "memory", "1M") as uri:
         assert "too small" in complaint("compat", "nbdcopy", image, uri)
     assert "cannot connect" in complaint("compat", "nbdcopy", uri, "null:")
-    assert "is not a size" in complaint("compat", "nbdcopy", "--request-size=x", image, "null:", status=2)
+    assert "is not a size" in complaint("compat", "nbdcopy", "--request-size=x", image, "null:")

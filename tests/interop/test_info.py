@@ -110,13 +110,32 @@ def test_two_contexts_side_by_side(tmp_path: Path) -> None:
         (["memory", "1M"], ["--has", "structured-reply"], 0),
         (["--no-sr", "memory", "1M"], ["--has", "structured-reply"], 2),
         (["memory", "1M"], ["--is", "tls"], 2),
+        (["memory", "1M"], ["--is", "READONLY"], 2),
+        (["memory", "1M"], ["--can", "fastzero"], 0),
+        (["memory", "1M"], ["--can", "'structured replies'"], 0),
     ],
 )
 def test_questions(server: list[str], words: list[str], status: int) -> None:
-    ask = " ".join(command("info", *words, "$uri"))
+    ask = f"{' '.join(command('info', *words))} $uri"
     done = subprocess.run(["nbdkit", "-U", "-", *server, "--run", ask], capture_output=True, timeout=60)
     assert done.returncode == status, done.stderr.decode()
     assert done.stdout == b""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--ma"], ["--ma", "--tot"], ["--siz"], ["--no-colo", "--siz"], ["-L", "--cont"]],
+)
+def test_short_forms_of_options(words: list[str]) -> None:
+    server = ["data", "data=1 @131072 2", "size=1M"]
+    own, theirs = served(server, command("compat", "nbdinfo", *words, "$uri"), ["nbdinfo", *words, "$uri"])
+    assert [line for line in own.splitlines() if "block_status_payload" not in line] == theirs.splitlines()
+
+
+@pytest.mark.parametrize("words", [["--can"], ["--can", "write"], ["--can", "write", "--zork", "nbd://localhost"]])
+def test_misuse_is_no_answer(words: list[str]) -> None:
+    theirs = subprocess.run(["nbdinfo", *words], capture_output=True, timeout=60)
+    assert complaint("compat", "nbdinfo", *words, status=theirs.returncode)
 
 
 def test_sources_that_are_not_nbd(tmp_path: Path) -> None:
@@ -184,7 +203,7 @@ def test_a_dump_is_nbddumps() -> None:
         (["info", "--can", "trim", "file,nosuch::disk"], "nosuch", 1),
         (["info", "file,nosuch::disk"], "nosuch", 2),
         (["compat", "nbdinfo", "--can", "trim", "disk"], "neither an NBD URI", 1),
-        (["compat", "nbdinfo", "disk"], "neither an NBD URI", 2),
+        (["compat", "nbdinfo", "disk"], "neither an NBD URI", 1),
         (["info", "--size", "--map", "null:1M"], "only one", 2),
         (["info", "--list", "null:1M"], "nothing to list", 1),
         (["info", "--uri", "null:1M"], "NBD URI", 1),
