@@ -15,9 +15,9 @@ from nbdfs.window import Window
 
 
 class ResizeOptions(Record):
-    size: int = option(0, SIZE, "the new size")
-    round_up: int = option(0, SIZE, "or: the next multiple of this")
-    round_down: int = option(0, SIZE, "or: the last multiple of this")
+    size: int | None = option(None, SIZE, "the new size")
+    round_up: int | None = option(None, SIZE, "the next multiple of this")
+    round_down: int | None = option(None, SIZE, "the last multiple of this")
 
 
 class Grown(Layer):
@@ -82,16 +82,20 @@ class Grown(Layer):
 
 
 def _open(below: Source, options: ResizeOptions, context: OpenContext) -> Source:
-    given = [value for value in (options.size, options.round_up, options.round_down) if value]
-    if len(given) != 1:
-        raise UsageError("resize needs one of size=, round-up= and round-down=")
-    old, step = below.info.size, given[0]
-    size = options.size or (-(-old // step) * step if options.round_up else old // step * step)
+    up, down = options.round_up, options.round_down
+    if options.size is None and up is None and down is None:
+        raise UsageError("resize needs size=, round-up= or round-down=")
+    if 0 in (up, down):
+        raise UsageError("resize: only 0 is a multiple of 0")
+    old = below.info.size
+    size = old if options.size is None else options.size
+    size = -(-size // up) * up if up else size
+    size = size // down * down if down else size
     if size > MAX_SIZE:
         raise UsageError("resize: larger than a file can be: the most is 2^63 - 1 bytes")
     if size > old:
         return Grown(below, size)
-    return Window(below, 0, size, f"the first {size} bytes", to_the_end=not options.size)
+    return Window(below, 0, size, f"the first {size} bytes", to_the_end=options.size is None)
 
 
 DRIVER = LayerDriver("resize", "cut off, or append zeroes", ResizeOptions, open=_open)

@@ -181,7 +181,7 @@ def test_commands(words: str, status: int, says: str, capsys: Said) -> None:
         ("partition::zeroes", FAILURE, "no partition table"),
         ("rate,iops=nan::zeroes", USAGE, "'nan' is not a number"),
         ("readahead,memory=0::zeroes", USAGE, "memory"),
-        ("resize::zeroes", USAGE, "needs one of"),
+        ("resize::zeroes", USAGE, "needs size="),
         ("retry,tries=0::zeroes", USAGE, "tries"),
         ("sparse-random,percent=inf:1M", USAGE, "'inf' is not a number"),
         ("stats,file=folder::zeroes", FAILURE, "cannot write folder: Is a directory"),

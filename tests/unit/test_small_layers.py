@@ -112,16 +112,26 @@ async def test_resize_larger() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "size"), [("size=5k", 5120), ("size=20k", 20480), ("round-up=4k", 12288), ("round-down=4k", 8192)]
+    ("options", "size"),
+    [
+        ("size=5k", 5120),
+        ("size=20k", 20480),
+        ("size=0", 0),
+        ("round-up=4k", 12288),
+        ("round-down=4k", 8192),
+        ("size=2000,round-up=512", 2048),
+        ("size=9000,round-down=4k", 8192),
+        ("round-down=5000,round-up=4k", 10000),
+    ],
 )
 async def test_resize_sizes(options: str, size: int) -> None:
     async with open_stack(f"resize,{options}::null:10k") as source:
         assert source.info.size == size
 
 
-@pytest.mark.parametrize("options", ["", ",size=1k,round-up=1k"])
-async def test_resize_needs_one_option(options: str) -> None:
-    with pytest.raises(UsageError, match="needs one of"):
+@pytest.mark.parametrize(("options", "complains"), [("", "needs size="), (",round-up=0", "a multiple of 0")])
+async def test_resize_needs_to_know_the_size(options: str, complains: str) -> None:
+    with pytest.raises(UsageError, match=complains):
         async with open_stack(f"resize{options}::null:10k"):
             pass
 
