@@ -52,6 +52,7 @@ class Exports:
         self._sources = OpenSources(nursery, manner, self._failed)
         self._exports: dict[str, Export] = {}
         self._coming: set[str] = set()
+        self.failed: set[str] = set()  # names that are free because their source ended by itself
         self._front_ends: list[FrontEnd] = []
 
     def __iter__(self) -> Iterator[Export]:
@@ -83,8 +84,10 @@ class Exports:
         with self._reserved(name):
             export = await self._sources.open(name, planned)
             self._exports[name] = export
-            for front_end in self._front_ends:
-                await front_end.show(export)
+            self.failed.discard(name)
+            with trio.CancelScope(shield=True):  # by all or none
+                for front_end in self._front_ends:
+                    await front_end.show(export)
         return export
 
     async def replace(self, name: str, planned: Plan) -> Export:
@@ -100,8 +103,9 @@ class Exports:
             raise UserError(f"'{name}' was removed meanwhile")
         self._exports[name] = export
         old.removed = True
-        for front_end in self._front_ends:
-            await front_end.show(export, old)
+        with trio.CancelScope(shield=True):
+            for front_end in self._front_ends:
+                await front_end.show(export, old)
         old.release()
         return export
 
@@ -150,13 +154,15 @@ class Exports:
         if not export.name:
             raise UserError(f"{export.description} failed, and there is nothing else here: the end")
         if self._exports.get(export.name) is export:
+            self.failed.add(export.name)
             await self._take_away(export)
 
     async def _take_away(self, export: Export) -> None:
         del self._exports[export.name]
         export.removed = True
-        for front_end in self._front_ends:
-            await front_end.hide(export)
+        with trio.CancelScope(shield=True):
+            for front_end in self._front_ends:
+                await front_end.hide(export)
         export.release()
 
     @asynccontextmanager

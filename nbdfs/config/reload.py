@@ -20,6 +20,8 @@ from nbdfs.stack import plan
 
 log = logging.getLogger(__name__)
 
+Contents = Mapping[str, tuple[str, ...]]  # files by name, each with all that its source rests on
+
 
 @dataclass
 class Outcome:
@@ -64,25 +66,41 @@ class Reloader:
                 await self._apply(wanted, outcome)
             return outcome
 
-    async def _apply(self, wanted: Mapping[str, tuple[str, ...]], outcome: Outcome) -> None:
-        old = self._applied
-        gone = [name for name in old if name not in wanted]
-        new = [name for name in wanted if name not in old]
-        changed = [name for name in wanted if name in old and wanted[name] != old[name]]
+    async def _apply(self, wanted: Contents, outcome: Outcome) -> None:
         there = {export.name for export in self._exports}
+        gone = [name for name in self._applied if name not in wanted]
+        for name in gone:
+            if name not in there:
+                del self._applied[name]
+        ours = self._applied.keys() & there
+        changed = [name for name in wanted if self._applied.get(name) != wanted[name] or name in self._exports.failed]
         steps = (  # in this order, so that names become free before others need them
             (outcome.removed, [name for name in gone if name in there], lambda name: self._exports.remove(name)),
-            (outcome.added, new, lambda name: self._exports.add(name, plan(wanted[name][0]))),
-            (outcome.replaced, changed, lambda name: self._exports.replace(name, plan(wanted[name][0]))),
-        )
+            (outcome.added, [name for name in changed if name not in ours],
+             lambda name: self._exports.add(name, plan(wanted[name][0]))),
+            (outcome.replaced, [name for name in changed if name in ours],
+             lambda name: self._exports.replace(name, plan(wanted[name][0]))),
+        )  # fmt: skip
         for done, names, change in steps:
             async with trio.open_nursery() as nursery:
                 for name in names:
-                    nursery.start_soon(_try, name, change, done, outcome.problems)
-        for name in gone:
-            if name in outcome.removed or name not in there:
-                del self._applied[name]
-        self._applied |= {name: wanted[name] for name in (*outcome.added, *outcome.replaced)}
+                    nursery.start_soon(self._try, name, wanted, change, done, outcome.problems)
+
+    async def _try(
+        self, name: str, wanted: Contents, change: Callable[[str], Awaitable[object]], done: list[str],
+        problems: list[str],
+    ) -> None:  # fmt: skip
+        """Change one file, and note it at once: whoever asked may not wait for the others."""
+        try:
+            await change(name)
+        except UserError as error:
+            problems.append(f"{name or 'the source'}: {error}")
+            return
+        done.append(name)
+        if name in wanted:
+            self._applied[name] = wanted[name]
+        else:
+            del self._applied[name]
 
     async def on_call(self) -> Mapping[str, object]:
         """The method of the control socket."""
@@ -99,15 +117,6 @@ class Reloader:
                     log.error("reload: nothing is changed: %s", error)
                 else:
                     log.log(logging.ERROR if outcome.problems else logging.INFO, "reload: %s", outcome)
-
-
-async def _try(name: str, change: Callable[[str], Awaitable[object]], done: list[str], problems: list[str]) -> None:
-    try:
-        await change(name)
-    except UserError as error:
-        problems.append(f"{name or 'the source'}: {error}")
-    else:
-        done.append(name)
 
 
 @asynccontextmanager
