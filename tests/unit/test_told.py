@@ -156,7 +156,7 @@ async def test_the_control_socket() -> None:
     async with live.opened() as exports:
         await exports.add("a", plan("memory:1M"))
         controls = Controls(exports, "mount")
-        for names, parameters in rows(text, "method"):
+        for names, parameters, _ in rows(text, "method"):
             for name in code(names):
                 method = controls.methods().pop(name)
                 assert sorted(code(parameters)) == sorted([*method.parameters, *method.options])
