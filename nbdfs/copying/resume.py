@@ -53,7 +53,7 @@ class StateFile:
         except OSError as error:
             raise UserError(f"cannot read the state file {self.path}: {error.strerror}") from error
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-            raise UserError(f"{self.path} is not the state file of a copy: remove it to begin anew") from error
+            raise UserError(f"{self.path} is not the state file of a copy: name another one") from error
         for name, value in self.facts.items():
             if facts.get(name) != value:
                 raise UserError(

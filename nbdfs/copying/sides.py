@@ -131,6 +131,7 @@ class Sides:
                 return
         state = self.options.resume
         if path and state and not os.path.exists(path):
+            resume.StateFile(state, {}).load()  # nobody is to remove what is no state file
             raise UserError(f"{path} is gone, but the state of its copy is there: remove {state} to begin anew")
         self.destination = await stack.enter_async_context(open_stack(_tuned(self.destination_plan, self.options)))
         self._check_destination(self.destination, backing, size)

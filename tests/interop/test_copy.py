@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from nbdfs.copying.resume import StateFile
+from nbdfs.ranges import RangeSet
 from tests.tools import command, complaint, nbdfs
 
 MIB = 1 << 20
@@ -215,9 +217,20 @@ def test_the_state_takes_the_place_of_neither_side(source: str, destination: str
 
 
 def test_a_state_without_its_destination_is_told_as_such(image: Path, tmp_path: Path) -> None:
-    (tmp_path / "state").touch()
+    StateFile(str(tmp_path / "state"), {}).save(RangeSet())
     words = ["copy", image, tmp_path / "target", "--resume", tmp_path / "state"]
     assert f"target is gone, but the state of its copy is there: remove {tmp_path}/state" in complaint(*words)
+
+
+def test_nobody_is_told_to_remove_what_is_no_state(image: Path, tmp_path: Path) -> None:
+    other, link = tmp_path / "other", tmp_path / "link"
+    other.write_bytes(b"precious")
+    link.symlink_to(other)
+    for destination in tmp_path / "new", image:
+        words = ["copy", image if destination != image else "zero:1k", destination, "--resume"]
+        assert complaint(*words, other) == f"nbdfs: {other} is not the state file of a copy: name another one"
+        assert f"{link} is no regular file" in complaint(*words, link)
+    assert other.read_bytes() == b"precious"
 
 
 def test_a_device_that_happens_to_be_open_is_no_side(image: Path, tmp_path: Path) -> None:
