@@ -10,7 +10,7 @@ import trio
 
 from nbdfs import live, supervise
 from nbdfs.attributes import attributes
-from nbdfs.errors import UsageError, UserError
+from nbdfs.errors import UsageError, UserError, reason
 from nbdfs.export import Export
 from nbdfs.fuse import mounting, notices
 from nbdfs.fuse import session as fuse
@@ -79,7 +79,11 @@ class Files:
         if isinstance(self._tree[ROOT], File):
             raise UserError(f"{self._target} covers a file with one source: only what is in a directory comes and goes")
         path = os.path.join(self._target, name)
-        if mounting.find_mount(path):
+        try:
+            covered = mounting.find_mount(path)
+        except OSError as error:
+            raise UserError(f"cannot see whether {path} is a mount point: {reason(error)}") from error
+        if covered:
             raise UserError(f"{path} is a mount point: unmount what is on it first")
 
     async def show(self, export: Export, instead: Export | None = None) -> None:

@@ -18,7 +18,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from nbdfs import libc, logs
+from nbdfs import libc, logs, supervise
 from nbdfs.config.commands import Command
 from nbdfs.config.files import Config, chosen_file, current
 from nbdfs.errors import UserError, reason
@@ -63,6 +63,8 @@ class Child:
                     )
                 finally:
                     os.close(writing)
+                with unless_done(self._process.terminate):
+                    self._ended = os.pidfd_open(self._process.pid)
 
     def signal(self, number: signal.Signals) -> None:
         if self._process.poll() is None:
@@ -80,17 +82,16 @@ class Child:
 
     async def keep(self) -> int:
         """Hear what the process says until it ends; give its exit status."""
-        descriptor = os.pidfd_open(self._process.pid)
         try:
             async with serving_nursery() as nursery:
                 nursery.start_soon(self._hear)
                 printed = trio.Event()
                 nursery.start_soon(self._relay, printed)
-                await trio.lowlevel.wait_readable(descriptor)
+                await trio.lowlevel.wait_readable(self._ended)
                 with trio.move_on_after(_LAST_WORDS):
                     await printed.wait()
         finally:
-            os.close(descriptor)
+            os.close(self._ended)
             self._notices.close()
             self.up = False
             self.settled.set()
@@ -217,6 +218,7 @@ class Fleet:
 @asynccontextmanager
 async def fleet(names: Sequence[str], verbose: int) -> AsyncIterator[Fleet]:
     """The processes of mounts and servers, which are started with `start` and end with the block."""
+    supervise.allow_many_files()
     with tempfile.TemporaryDirectory(prefix="nbdfs-") as folder:
         async with serving_nursery() as nursery:
             processes = Fleet(names, nursery, folder, verbose)

@@ -115,6 +115,8 @@ class Reloader:
                     outcome = await self.reload()
                 except UserError as error:
                     log.error("reload: nothing is changed: %s", error)
+                except Exception:  # what is in use goes on
+                    log.exception("reload: unexpected error")
                 else:
                     log.log(logging.ERROR if outcome.problems else logging.INFO, "reload: %s", outcome)
 

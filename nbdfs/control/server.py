@@ -73,14 +73,24 @@ async def _accept(listener: SocketType, methods: Mapping[str, Method]) -> None:
     async with trio.open_nursery() as nursery:
         while True:
             await room.acquire()  # whoever comes while it is full waits in the kernel
-            try:
-                connection, _ = await listener.accept()
-            except OSError as error:
-                log.warning("control socket: cannot accept a client: %s", error.strerror)
-                await trio.sleep(_PAUSE)
-                room.release()
-            else:
-                nursery.start_soon(_serve, connection, methods, room)
+            nursery.start_soon(_serve, await _next_client(listener), methods, room)
+
+
+async def _next_client(listener: SocketType) -> SocketType:
+    told = False
+    while True:
+        await trio.lowlevel.wait_readable(listener)  # accept fails without descriptors, also when nobody waits
+        try:
+            connection, _ = await listener.accept()
+        except OSError as error:
+            if not told:
+                log.warning("control socket: cannot accept clients: %s", error.strerror)
+            told = True
+            await trio.sleep(_PAUSE)
+        else:
+            if told:
+                log.warning("control socket: clients can be accepted again")
+            return connection
 
 
 async def _serve(connection: SocketType, methods: Mapping[str, Method], room: trio.Semaphore) -> None:

@@ -71,13 +71,21 @@ async def _accept(listener: Listener, exports: Iterable[Export], room: trio.Sema
 
 
 async def _next_client(listener: Listener) -> SocketStream:
+    told = False
     while True:
         try:
-            if stream := await listener.accept():
-                return stream
+            stream = await listener.accept()
         except OSError as error:
-            log.warning("metrics on %s: %s", listener, error.strerror or error)
+            if not told:
+                log.warning("metrics on %s: cannot accept clients: %s", listener, error.strerror or error)
+            told = True
             await trio.sleep(_ACCEPT_PAUSE)
+            continue
+        if told:
+            log.warning("metrics on %s: clients can be accepted again", listener)
+        told = False
+        if stream is not None:
+            return stream
 
 
 async def _serve(stream: SocketStream, exports: Iterable[Export], room: trio.Semaphore) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,10 @@ from nbdfs import live
 from nbdfs.config.files import use_file
 from nbdfs.config.reload import Reloader
 from nbdfs.errors import UserError
+from nbdfs.fuse import mounting
+from nbdfs.fuse.tree import Tree
 from nbdfs.live import Exports
+from nbdfs.mount import Files
 from tests.unit.test_live import TIMEOUT, made_of, mortal
 
 
@@ -87,3 +92,28 @@ async def test_what_failed_by_itself_is_opened_anew(disks: Disks) -> None:
             await export.closed.wait()
             assert str(await reloader.reload()) == "added a"
             assert str(await reloader.reload()) == "nothing to change"
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EMFILE, "Too many open files"), ZeroDivisionError()])
+async def test_a_signal_to_reload_ends_nothing_whatever_goes_wrong(
+    disks: Disks, error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where the mount table cannot be read, and where we are at fault."""
+
+    async def signals() -> AsyncIterator[int]:
+        yield signal.SIGHUP
+
+    def fail(path: str) -> None:
+        raise error
+
+    monkeypatch.setattr(mounting, "find_mount", fail)
+    disks.write()
+    with trio.fail_after(TIMEOUT):
+        async with live.opened() as exports:
+            reloader = await disks.followed_by(exports)
+            disks.write(a="zero:1M")
+            async with exports.offered_by(Files(Tree(0, 0, 0o600, covers_file=False), "/disks")):
+                await reloader.on_signals(signals())
+            assert [export.name for export in exports] == ["kept"]
+    wanted = "cannot see whether /disks/a is a mount point: Too many" if error.args else "reload: unexpected error"
+    assert wanted in caplog.text

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import resource
 import socket
 import stat
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -285,6 +287,41 @@ async def test_many_clients_at_once_wait_for_their_turn(folder: Path) -> None:
 
     async with served(folder) as path:
         await trio.to_thread.run_sync(use, path)
+
+
+@contextlib.contextmanager
+def no_more_descriptors() -> Iterator[None]:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(0)
+    os.close(free)  # the lowest number that is free: all below are taken
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+async def test_clients_wait_while_there_are_no_descriptors_and_that_is_told_once(
+    folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nbdfs.control.server._PAUSE", 0.001)
+
+    def told(words: str) -> int:
+        return sum(words in record.getMessage() for record in caplog.records)
+
+    async with served(folder) as path:
+        with socket.socket(socket.AF_UNIX) as client:
+            with no_more_descriptors():
+                await trio.sleep(0.05)
+                assert told("cannot accept") == 0, "nobody has come yet"
+                client.connect(str(path))
+                while not told("cannot accept"):
+                    await trio.sleep(0.01)
+                await trio.sleep(0.05)
+            client.sendall(Request("echo", {"text": "hello"}, 1).encode())
+            await trio.lowlevel.wait_readable(client)
+            assert parse_reply(client.recv(1 << 16)) == "hello"
+    assert (told("cannot accept"), told("accepted again")) == (1, 1)
 
 
 def test_what_failed_for_one_of_many_is_said_as_for_one(capsys: pytest.CaptureFixture[str]) -> None:
