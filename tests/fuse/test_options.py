@@ -123,6 +123,7 @@ def test_wrong_options(text: str, words: str) -> None:
 
 def test_words_for_others_are_ignored() -> None:
     assert parse_options(["defaults,_netdev,nofail,x-systemd.automount,user", "noauto"]) == MountOptions()
+    assert parse_options(["dirsync,lazytime,iversion,nosymfollow", "nolazytime,noiversion,nomand"]) == MountOptions()
 
 
 @pytest.mark.parametrize("spec", ["pattern:1M", "memory:1M"])
