@@ -77,8 +77,8 @@ _WORDS: dict[str, tuple[str, object]] = {
     "nopoll": ("poll", False),
 }
 
-# Words of fstab that are for others, or that say what is so anyway: there are no links here, and folders and times are not
-# written anywhere.
+# Words of fstab that are for others, or that say what is so anyway: there are no links here, and folders and times are
+# not written anywhere.
 _IGNORED = {"defaults", "auto", "noauto", "user", "nouser", "users", "owner", "group", "_netdev", "nofail", "comment",
             "loud", "silent", "default_permissions", "nonempty", "dirsync", "nosymfollow", "lazytime", "nolazytime",
             "iversion", "noiversion", "nomand"}  # fmt: skip
