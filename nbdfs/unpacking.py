@@ -113,7 +113,7 @@ class Format(Protocol):
 
 
 class Unpacked(Layer):
-    """The unpacked image; frames that are `spooled` are in `spool` at their own offsets."""
+    """The unpacked image; frames longer than `_LONGEST` are in `spool`, at their own offsets."""
 
     def __init__(self, below: Source, format: Format, frames: list[Frame], spool: Scratch | None) -> None:
         super().__init__(below)

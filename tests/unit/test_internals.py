@@ -1,9 +1,12 @@
-"""The pages of docs/internals name what there is: modules, classes and their members."""
+"""The pages of docs/internals, docstrings and comments name what there is: modules, classes and their members."""
 
 from __future__ import annotations
 
 import ast
+import builtins
+import io
 import re
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,6 +30,10 @@ FOLDERS = {
     "torrent.md": ("backends/torrent", "."),
 }
 FOREIGN = {"fs", "os", "pyfuse3", "threading"}  # what a name begins with that is not ours
+OTHERS = {"flags2", "finished_duration"}  # of the kernel and of libtorrent
+
+
+DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
 class Names(ast.NodeVisitor):
@@ -109,6 +116,35 @@ def test_names(page: Path, names: Names) -> None:
         if member not in known:
             absent.append(word)
     assert not absent
+
+
+def said_and_named(path: Path) -> tuple[str, set[str]]:
+    """The docstrings and comments of a module, and every name and word of the rest of it."""
+    text = path.read_text()
+    strings = (
+        ast.get_docstring(node, clean=False) for node in ast.walk(ast.parse(text)) if isinstance(node, DOCUMENTED)
+    )
+    said = {string for string in strings if string}
+    named = set(path.with_suffix("").parts)
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT:
+            said.add(token.string)
+        elif token.type == tokenize.NAME or (token.type == tokenize.STRING and token.string.strip('"') not in said):
+            named.update(re.findall(r"\w+", token.string))
+    return "\n".join(said), named
+
+
+def test_docstrings_and_comments_name_what_there_is() -> None:
+    modules = {path: said_and_named(path) for path in SOURCES}
+    known = {*dir(builtins), *OTHERS}.union(*(named for _, named in modules.values()))
+    absent = [
+        f"{path.relative_to(ROOT)}: {word}"
+        for path, (said, _) in modules.items()
+        for word in re.findall(r"`([A-Za-z_][\w.]*)(?:\(\))?`", said)
+        for name in word.removesuffix(".py").split(".")
+        if name not in known and not any(each.endswith(name) for each in known)  # or what all of a kind end with
+    ]
+    assert absent == []
 
 
 @pytest.mark.parametrize("page", DOCUMENTS, ids=lambda page: str(page.relative_to(ROOT)))
