@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 
 from nbdfs.errors import UsageError
-from nbdfs.nbd.uri import Unix, Uri
+from nbdfs.nbd.uri import PORT, Address, Tcp, Unix, Uri, host_name, parse_port
 from nbdfs.records import Record, field
 from nbdfs.units import parse_number, parse_size
 
@@ -24,16 +24,20 @@ class Key(Record):
     value: Callable[[str], str] = str
 
 
+def _last(values: Mapping[str, str]) -> str:
+    return [*values.values()][-1]
+
+
 class Plugin(Record):
     """A source.  `argument` are the keys that give its argument, the first one the plugin's magic key; `made` is what
-    the source makes of it."""
+    the source makes of their values."""
 
     source: str
     argument: tuple[str, ...]
     keys: Mapping[str, Key] = field(default_factory=dict)
     default: str = ""
     fixed: Mapping[str, str] = field(default_factory=dict)  # options that nbdkit has no key for
-    made: Callable[[str], str] = str
+    made: Callable[[Mapping[str, str]], str] = _last
 
 
 class Filter(Record):
@@ -88,8 +92,19 @@ def _size(value: str) -> str:
     return str(parse_size(value))
 
 
-def _socket(path: str) -> str:
-    return str(Uri(Unix(os.path.abspath(path))))
+def _server(values: Mapping[str, str]) -> str:
+    """The URI of a server that is told in parts."""
+    match sorted(values.keys() - {"export"}):
+        case ["uri"] if "export" not in values:
+            return values["uri"]
+        case ["socket"]:
+            address: Address = Unix(os.path.abspath(values["socket"]))
+        case ["hostname"] | ["hostname", "port"]:
+            address = Tcp(host_name(values["hostname"]), parse_port(values.get("port", str(PORT))))
+        case _:
+            raise UsageError("nbdkit: nbd needs one of uri=, socket= and hostname=; port= goes with the last one only, "
+                             "and export= does not go with uri=")  # fmt: skip
+    return str(Uri(address, values.get("export", "")))
 
 
 _SIZED = ("size",)
@@ -114,7 +129,7 @@ PLUGINS: Mapping[str, Plugin] = {
     "file": Plugin("file", ("file",), {
         "cache": Key("", _one_of("default", "none")), "fadvise": Key("", _one_of("normal", "random", "sequential")),
     }, fixed={"lock": "no"}),
-    "nbd": Plugin("nbd", ("uri",), _CLIENT),
+    "nbd": Plugin("nbd", ("uri", "socket", "hostname", "port", "export"), _CLIENT, made=_server),
     "curl": Plugin("http", ("url",), _same("timeout")),
     "torrent": Plugin("torrent", ("torrent",), {**_same("file", "cache"), "connections-limit": Key("connections"),
                                                 "download-rate-limit": Key("download-limit", _bits),
@@ -124,7 +139,6 @@ PLUGINS: Mapping[str, Plugin] = {
 
 # Where another key than the magic one chooses another source.
 VARIANTS: Mapping[tuple[str, str], Plugin] = {
-    ("nbd", "socket"): Plugin("nbd", ("socket",), _CLIENT, made=_socket),
     ("data", "raw"): Plugin("raw", ("raw",), _DATA),
     ("data", "base64"): Plugin("base64", ("base64",), _DATA),
 }

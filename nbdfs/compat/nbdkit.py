@@ -130,14 +130,13 @@ def _spec(name: str, words: Sequence[str], filters: Sequence[str]) -> Spec:
     plugin = next((VARIANTS[name, key] for key, _ in pairs if (name, key) in VARIANTS), plugin)
     taken = [dict(_filter(name).fixed) for name in filters]
     options = dict(plugin.fixed)
-    argument = plugin.default
-    given = False
+    given: dict[str, str] = {}
     for key, value in pairs:
         at = next((at for at, filter in enumerate(filters) if key in _filter(filter).keys), None)
         if at is not None:
             taken[at] |= _options(key, _filter(filters[at]).keys[key], value)
         elif key in plugin.argument:
-            argument, given = plugin.made(value), True
+            given[key] = value
         elif key in plugin.keys:
             options |= _options(key, plugin.keys[key], value)
         elif plugin.source == "data" and key.isidentifier():
@@ -146,6 +145,7 @@ def _spec(name: str, words: Sequence[str], filters: Sequence[str]) -> Spec:
             raise UsageError(f"nbdkit: neither {name} nor its filters have a key '{key}' here")
     if plugin.argument and not (given or plugin.default):
         raise UsageError(f"nbdkit: {name} needs {plugin.argument[0]}=")
+    argument = plugin.made(given) if given else plugin.default
     layers = tuple(
         Segment(_filter(filter).layer, tuple(own.items()))
         for filter, own in zip(filters, taken, strict=True)

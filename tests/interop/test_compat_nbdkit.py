@@ -96,6 +96,14 @@ def test_a_server_on_a_socket_behind_it(serve: Server) -> None:
     assert nbdkit("nbd", f"socket={path}", "--run", 'nbdinfo --size "$uri"').strip() == str(3 << 20)
 
 
+def test_an_export_of_a_server_that_is_told_in_parts(serve: Server, tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    serving = serve("a=memory:1M", "b=memory:2M", where=("-U", str(path), "-p", "0"), expect=4)
+    port = next(uri for uri in serving.uris if uri.startswith("nbd://")).split(":")[2].partition("/")[0]
+    for place in ([f"socket={path}"], ["hostname=localhost", f"port={port}"]):
+        assert nbdkit("nbd", *place, "export=b", "--run", 'nbdinfo --size "$uri"').strip() == str(2 << 20)
+
+
 def test_names_and_short_forms_of_options(tmp_path: Path) -> None:
     words = ["--pid-file", tmp_path / "pid", "--read-only", "--new-style", "--export-name=x", "--filt", "cow"]
     assert nbdkit(*words, "memory", "1M", "--ru", "echo $exportname; cat " + str(tmp_path / "pid")).startswith("x\n")
@@ -111,6 +119,10 @@ def test_names_and_short_forms_of_options(tmp_path: Path) -> None:
         (("memory", "1M", "allocator=zstd"), "allocator: 'zstd' is not possible here"),
         (("memory", "1M", "allocator=malloc,hugepages=yes"), "'hugepages=yes' is not possible here"),
         (("data", "1", "allocator=malloc,mlock=true"), "only the memory plugin"),
+        (("nbd", "export=x"), "nbd needs one of uri=, socket= and hostname="),
+        (("nbd", "nbd://localhost", "export=x"), "export= does not go with uri="),
+        (("nbd", "socket=x", "port=1"), "port= goes with the last one only"),
+        (("nbd", "hostname=localhost", "port=nbd"), "no port"),
         (("nbd", "nbd://localhost", "retry=5"), "retry: '5' is not possible here: start the server first"),
         (("file", "x", "fadvise=soon"), "there are normal, random, sequential"),
         (("--filter=cow", "memory", "1M", "cow-on-read=true"), "put --filter=cache behind"),
