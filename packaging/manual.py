@@ -26,6 +26,16 @@ FOLDERS = {"sources": "nbdfs-source-", "layers": "nbdfs-layer-"}
 
 # Pages of docs/ that describe something with a name and a section of its own.
 OWN = {"config.md": ("nbdfs.toml", 5), "mount.nbdfs.md": ("mount.nbdfs", 8)}
+# The page of docs/ that tells more of commands which have none of their own.
+ABOUT = {
+    "nbd.md": ("serve",),
+    "live.md": ("add", "remove", "resize", "list", "top"),
+    "config.md": ("up", "reload", "check"),
+    "mount.md": ("run", "umount"),
+    "spec.md": ("sources",),
+    "layers/luks.md": ("luks",),
+    "layers/cow.md": ("commit",),
+}
 ALIASES = {"mount.nbdfs": ("umount.nbdfs", "mount.fuse.nbdfs", "umount.fuse.nbdfs")}
 
 
@@ -137,7 +147,13 @@ def _command_page(command: Command) -> str:
         if head not in ("", "Synopsis", "Description", "Options", "See also"):
             text += roff.section(head) + _body(file, told[head])
     text += roff.section("See also")
-    return text + (_body(file, told["See also"]) if "See also" in told else "") + ".PP\n\\fBnbdfs\\fR(1)\n"
+    if "See also" in told:
+        text += _body(file, told["See also"])
+    for page, names in ABOUT.items():
+        if command.name in names:
+            name, number = places()[page]
+            text += f".PP\n{roff.bold(name)}({number})\n"
+    return text + ".PP\n\\fBnbdfs\\fR(1)\n"
 
 
 def _synopsis(command: Command) -> str:

@@ -63,6 +63,13 @@ def test_a_command_has_all_its_options(manual: Path, name: str) -> None:
     assert [flag for flag in flags if flag not in page] == []
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_leads_to_the_page_that_tells_more(manual: Path, name: str) -> None:
+    _, head, after = shown(manual / "man1" / f"nbdfs-{name}.1").partition("SEE ALSO")
+    assert head
+    assert re.search(r"nbdfs[-.][\w-]+\(\d\)", after)
+
+
 def test_a_value_that_may_be_left_out_stands_in_brackets(manual: Path) -> None:
     assert "-p[FD], --progress[=FD] " in shown(manual / "man1" / "nbdfs-copy.1")
     assert "--map[=CONTEXT] " in shown(manual / "man1" / "nbdfs-info.1")
