@@ -100,7 +100,7 @@ class Exports:
         export = await self._sources.open(name, planned)
         if old.removed:
             export.release()
-            raise UserError(f"'{name}' was removed meanwhile")
+            raise UserError(f"'{name}' was removed or replaced meanwhile")
         self._exports[name] = export
         old.removed = True
         with trio.CancelScope(shield=True):

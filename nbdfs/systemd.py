@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import functools
 import logging
 import os
 import socket
@@ -41,13 +42,18 @@ def notify(*assignments: str) -> None:
     path = os.environ.get("NOTIFY_SOCKET", "")
     if not path:
         return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        sock.settimeout(_NOTIFY_TIMEOUT)
-        try:
-            sock.connect("\0" + path[1:] if path.startswith("@") else path)
-            sock.send("\n".join(assignments).encode())
-        except OSError as error:
-            log.warning("cannot tell the service manager how it goes: %s", reason(error))
+    try:
+        _sender().sendto("\n".join(assignments).encode(), "\0" + path[1:] if path.startswith("@") else path)
+    except OSError as error:
+        log.warning("cannot tell the service manager how it goes: %s", reason(error))
+
+
+@functools.cache
+def _sender() -> socket.socket:
+    """One for all messages: the watchdog wants to hear of a process that is out of descriptors, too."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    sock.settimeout(_NOTIFY_TIMEOUT)
+    return sock
 
 
 @asynccontextmanager

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import resource
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 TIMEOUT = 60  # seconds
@@ -46,3 +50,16 @@ def nbdfs(*words: str | Path, stdin: bytes | None = None, status: int = 0) -> su
 def complaint(*words: str | Path, status: int = 1, stdin: bytes | None = None) -> str:
     """The one line with which a command fails."""
     return nbdfs(*words, stdin=stdin, status=status).stderr.decode().strip()
+
+
+@contextlib.contextmanager
+def no_more_descriptors() -> Iterator[None]:
+    """For the block this process can open nothing."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(0)
+    os.close(free)  # the lowest number that is free: all below are taken
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)

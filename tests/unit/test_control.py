@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import resource
 import socket
 import stat
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -29,6 +27,7 @@ from nbdfs.control.server import Method, controlled
 from nbdfs.errors import UsageError, UserError
 from nbdfs.secret import Secret, far_away
 from tests.mounts import NOBODY
+from tests.tools import no_more_descriptors
 
 TIMEOUT = 30  # seconds
 
@@ -287,18 +286,6 @@ async def test_many_clients_at_once_wait_for_their_turn(folder: Path) -> None:
 
     async with served(folder) as path:
         await trio.to_thread.run_sync(use, path)
-
-
-@contextlib.contextmanager
-def no_more_descriptors() -> Iterator[None]:
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    free = os.dup(0)
-    os.close(free)  # the lowest number that is free: all below are taken
-    resource.setrlimit(resource.RLIMIT_NOFILE, (free, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 async def test_clients_wait_while_there_are_no_descriptors_and_that_is_told_once(

@@ -18,6 +18,7 @@ from nbdfs import systemd
 from nbdfs.cli import serve
 from nbdfs.cli.main import parser_of
 from nbdfs.errors import UsageError
+from tests.tools import no_more_descriptors
 
 SECONDS = 30.0
 
@@ -156,3 +157,24 @@ def test_a_loop_that_the_watchdog_ends_shows_where_it_was_stuck(manager: Manager
     )
     assert done.returncode == -6
     assert "in stuck" in done.stderr
+
+
+async def test_a_process_without_descriptors_is_heard_and_goes_on(
+    manager: Manager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A message that could not be sent ended the process."""
+    monkeypatch.setattr(systemd, "_STATUS_PAUSE", 0.01)
+    states = iter(["one", "two"])
+    async with systemd.service(lambda: next(states, "three")):
+        with no_more_descriptors():
+            assert await manager.heard() == ["READY=1", "STATUS=one"]
+            assert [await manager.heard() for _ in range(2)] == [["STATUS=two"], ["STATUS=three"]]
+
+
+def test_that_there_is_nobody_to_tell_is_no_end(
+    manager: Manager, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(systemd, "_sender", systemd._sender.__wrapped__)
+    with no_more_descriptors():
+        systemd.notify("READY=1")
+    assert "cannot tell the service manager how it goes: Too many open files" in caplog.text
