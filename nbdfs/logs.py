@@ -72,6 +72,23 @@ def flush() -> None:
         handler.flush()
 
 
+def relayed(descriptor: int) -> dict[str, str]:
+    """The environment of an nbdfs whose standard error is `descriptor`: it writes there what `relay` reads."""
+    return {**os.environ, _RELAY: _stream(descriptor)}
+
+
+def relay(logger: logging.Logger, label: str, line: bytes) -> None:
+    """Log a line that another nbdfs has printed, which has chosen already what is worth it."""
+    text = line.decode(errors="surrogateescape")
+    mark = _MARK.match(text)
+    if mark:
+        level, text = _LEVELS_OF.get(mark[1], logging.INFO), text[mark.end() :]
+    else:  # its last word is an error
+        level = logging.ERROR if text.startswith(_LAST_WORD) else logging.INFO
+        text = text.removeprefix(_LAST_WORD)
+    logger.handle(logging.LogRecord(logger.name, level, __file__, 0, "%s %s", (label, text), None))
+
+
 def _handler(form: str, file: str) -> logging.Handler:
     if form == "journal":
         try:
@@ -341,20 +358,3 @@ def _stderr_takes_priorities() -> bool:
 def _stream(descriptor: int) -> str:
     facts = os.fstat(descriptor)
     return f"{facts.st_dev}:{facts.st_ino}"
-
-
-def relayed(descriptor: int) -> dict[str, str]:
-    """The environment of an nbdfs whose standard error is `descriptor`, and what comes out of that is for `relay`."""
-    return {**os.environ, _RELAY: _stream(descriptor)}
-
-
-def relay(logger: logging.Logger, label: str, line: bytes) -> None:
-    """Log a line that another nbdfs has printed, which has chosen already what is worth it."""
-    text = line.decode(errors="surrogateescape")
-    mark = _MARK.match(text)
-    if mark:
-        level, text = _LEVELS_OF.get(mark[1], logging.INFO), text[mark.end() :]
-    else:  # its last word is an error
-        level = logging.ERROR if text.startswith(_LAST_WORD) else logging.INFO
-        text = text.removeprefix(_LAST_WORD)
-    logger.handle(logging.LogRecord(logger.name, level, __file__, 0, "%s %s", (label, text), None))

@@ -95,7 +95,7 @@ def _page(before: Sequence[Process], found: Sequence[Process], width: int) -> tu
     """What there is in all, with what does not answer, and the table."""
     listed = sorted(rows(before, found), key=lambda row: (-(row.read or 0) - (row.write or 0), row.place))
     read, write = (sum(filter(None, rates)) for rates in ([row.read for row in listed], [row.write for row in listed]))
-    summary = f"{len(found)} processes, {len(listed)} files, reading {amount(read)}/s, writing {amount(write)}/s"
+    summary = f"processes: {len(found)}, files: {len(listed)}, reading {amount(read)}/s, writing {amount(write)}/s"
     troubles = [printable(process.trouble) for process in found if process.trouble]
     above = [f"{time.strftime('%H:%M:%S')}  {summary}", *troubles]
     return [beginning(line, width) for line in above], table(_HEAD, map(_line, listed), _NUMBERS, width)
