@@ -133,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _open_standard_streams()
     words = list(sys.argv[1:] if arguments is None else arguments)
     called = os.path.basename(sys.argv[0])
-    if arguments is None and called != "nbdfs" and called.startswith(("nbd", "mount.", "umount.")):
+    if arguments is None and called.startswith(("nbd", "mount.", "umount.")) and not called.startswith("nbdfs"):
         words = ["compat", called, *words]  # a symlink with the name of another program
     status = 1
     try:

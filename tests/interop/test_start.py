@@ -117,3 +117,21 @@ def test_an_interrupt_while_it_is_loaded(module: str, way: str, status: int, tol
     argv = [sys.executable, "-c", INTERRUPTED, module, way]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=TIMEOUT)
     assert (done.returncode, done.stdout, done.stderr) == (status, told, "")
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "told"),
+    [
+        ("nbdfs", ["--version"], "nbdfs "),
+        ("nbdfs@1", ["--version"], "nbdfs "),  # as pipx install --suffix has it
+        ("nbdinfo", ["--version"], "nbdinfo "),
+        ("nbdkit", ["--version"], "nbdkit "),
+        ("umount.fuse.nbdfs", ["--help"], "usage: umount.nbdfs "),
+    ],
+)
+def test_the_name_it_is_called_by_says_what_it_is(name: str, words: list[str], told: str, tmp_path: Path) -> None:
+    program = tmp_path / name
+    program.write_text(f"#!{sys.executable}\nimport sys\nfrom nbdfs.__main__ import main\nsys.exit(main())\n")
+    program.chmod(0o755)
+    done = subprocess.run([program, *words], capture_output=True, text=True, timeout=TIMEOUT)
+    assert (done.returncode, done.stdout[: len(told)], done.stderr) == (0, told, "")
