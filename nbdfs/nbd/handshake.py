@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -101,3 +102,7 @@ class Handshake:
             raise HandshakeError(f"{self._channel.peer} {error}", error.reply) from error
         except ProtocolError as error:
             raise HandshakeError(f"{self._channel.peer} broke the protocol: {error}") from error
+        except ConnectionError as error:
+            if error.errno and error.strerror == os.strerror(error.errno):  # the kernel's own words, which name nobody
+                raise OSError(error.errno, f"{self._channel.peer}: {error.strerror}") from error
+            raise

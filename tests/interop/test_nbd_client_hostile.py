@@ -96,6 +96,12 @@ async def hang_up(stream: trio.SocketStream) -> None:
     return
 
 
+async def reset(stream: trio.SocketStream) -> None:
+    """As `hang_up`, but with what the client said unread, which the kernel tells it as a reset."""
+    await stream.send_all(struct.pack(">QQH", nbd.INIT_MAGIC, nbd.OPTION_MAGIC, 3))
+    await stream.socket.recv(1, trio.socket.MSG_PEEK)
+
+
 async def lying_about_size(stream: trio.SocketStream) -> None:
     await greet(stream, (1 << 63) + 5)
 
@@ -120,6 +126,7 @@ async def endless_replies(stream: trio.SocketStream) -> None:
         (silent, "does not answer"),
         (web, "not an NBD server"),
         (hang_up, "closed the connection|reset"),
+        (reset, "reset"),
         (lying_about_size, "a file can have"),
         (huge_option_reply, "broke the protocol"),
         (endless_replies, "never ends its replies"),
@@ -134,6 +141,7 @@ async def test_refused_at_the_start_in_one_line(
             async with open_stack(uri):
                 pass
     assert "\n" not in str(caught.value)
+    assert str(tmp_path / "socket") in str(caught.value)
 
 
 @pytest.mark.parametrize("wrong", ["cookie", "magic", "twice"])

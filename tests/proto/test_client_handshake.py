@@ -212,7 +212,11 @@ GREETED = FIXED + ack(nbd.OPT_EXTENDED_HEADERS)
         ({}, FIXED + refusal(nbd.OPT_EXTENDED_HEADERS, nbd.REP_ERR_SHUTDOWN), "shutting down"),
         ({}, GREETED + refusal(CHOICE, nbd.REP_ERR_SHUTDOWN), "shutting down"),
         ({}, GREETED + context(CHOICE) + refusal(GO, POLICY, b"not you"), r"its policy forbids that \(not you\)"),
-        ({"purpose": "info"}, GREETED + refusal(INFO, nbd.REP_ERR_UNKNOWN), "no such export"),
+        (
+            {"purpose": "info"}, GREETED + refusal(INFO, nbd.REP_ERR_UNKNOWN)
+            + reply(nbd.OPT_LIST, nbd.REP_SERVER, string("other")) + ack(nbd.OPT_LIST),
+            "has no export 'disk'; it has 'other'",
+        ),
         ({"purpose": "list"}, GREETED + refusal(nbd.OPT_LIST, 1 << 31 | 77), "error 77"),
         (
             {}, GREETED + context(CHOICE) + refusal(GO, nbd.REP_ERR_UNKNOWN)

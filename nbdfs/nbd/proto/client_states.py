@@ -59,6 +59,7 @@ TRANSITIONS = {
     (State.LIST, Step.AGREED): State.READY,
     (State.LIST, Step.NEEDLESS): State.READY,
     (State.INFO, Step.AGREED): State.CONTEXTS,
+    (State.INFO, Step.UNKNOWN): State.EXCUSE,
     (State.INFO, Step.NEEDLESS): State.READY,
     (State.CONTEXTS, Step.AGREED): State.READY,
     (State.CONTEXTS, Step.REFUSED): State.READY,
