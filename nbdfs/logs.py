@@ -15,6 +15,7 @@ import errno
 import logging
 import os
 import re
+import stat
 import struct
 import sys
 import time
@@ -100,7 +101,8 @@ def _handler(form: str, file: str) -> logging.Handler:
     try:
         handler: QueuedHandler = FileLog(file) if file else StreamLog(sys.stderr)
     except OSError as error:
-        why = "nobody reads from it" if error.errno == errno.ENXIO else error.strerror
+        unread = error.errno == errno.ENXIO and stat.S_ISFIFO(os.stat(file).st_mode)
+        why = "nobody reads from it" if unread else error.strerror
         raise UserError(f"cannot log to {file}: {why}") from error
     handler.setFormatter(JsonFormatter() if form == "json" else _text(bool(file)))
     return handler
