@@ -204,24 +204,23 @@ class Connection:
             ended = None  # else it and this frame, and all that a client has, would keep each other alive
 
     async def _read_requests(self) -> None:
-        machine, received, immediate = self._machine, self._input, self._immediate
+        machine, immediate = self._machine, self._immediate
         together = self._batches or immediate
         while True:
-            event = machine.next_event()
-            if event is None:
+            if together and (run := machine.next_run()):
+                await together.run(run)
+            elif (event := machine.next_event()) is None:
                 await self._flush()
                 await self._reception.some()
             elif isinstance(event, Request):
                 if self._batches is None or not await self._batches.request(event):
                     await self._carry_out(event)
-                if received.start < received.end and together and (run := machine.next_run()):
-                    await together.run(run)
-                if immediate is not None and immediate.crowded:
-                    await self._flush()
             elif isinstance(event, Refused):
                 self.operations.refuse(event.request, event.error, event.message)
             elif isinstance(event, Disconnect):
                 return
+            if immediate is not None and immediate.crowded:
+                await self._flush()
 
     async def _carry_out(self, request: Request) -> None:
         if self._immediate is None or not await self._immediate.request(request):

@@ -6,7 +6,7 @@ import struct
 from collections.abc import Iterable
 
 from nbdfs.nbd.proto import constants as nbd
-from nbdfs.nbd.proto.events import Agreed, ExportFacts, Refused, Request, Run
+from nbdfs.nbd.proto.events import LEAST_IN_RUN, Agreed, ExportFacts, Refused, Request, Run
 from nbdfs.nbd.proto.handshake import Policy, ServerHandshake, State, Tls
 from nbdfs.nbd.proto.input import Input
 from nbdfs.nbd.proto.transmission import ServerTransmission
@@ -95,8 +95,8 @@ def events(machine: ServerTransmission, data: bytes, *, step: int, runs: bool = 
 
 
 def members(run: Run) -> list[object]:
-    """The requests of a run, of which there are two or more, each WRITE followed by its payload."""
-    assert len(run.cookies) == len(run.offsets) > 1
+    """The requests of a run, each WRITE followed by its payload."""
+    assert len(run.cookies) == len(run.offsets) >= LEAST_IN_RUN
     requests = [run.request(index) for index in range(len(run.cookies))]
     if run.command == nbd.CMD_READ:
         assert not run.payloads

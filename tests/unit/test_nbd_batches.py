@@ -165,7 +165,7 @@ async def test_a_fault_of_the_driver_is_logged_and_its_requests_go_the_ordinary_
     assert "requests that came together failed" in caplog.text
 
 
-@pytest.mark.parametrize(("at_once", "batches", "taken"), [(0, True, 9), (5, True, 9), (0, False, 36)])
+@pytest.mark.parametrize(("at_once", "batches", "taken"), [(0, True, 9), (5, True, 9), (0, False, 33)])
 async def test_a_stop_while_the_client_takes_nothing_answers_each_request_once(
     at_once: int, batches: bool, taken: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

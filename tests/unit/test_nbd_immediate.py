@@ -10,13 +10,14 @@ import pytest
 from nbdfs.checked import Checked
 from nbdfs.export import Export
 from nbdfs.nbd.proto import constants as nbd
-from nbdfs.source import Caps
+from nbdfs.source import Caps, read
 from nbdfs.stack import open_stack
 from tests.devices import EVERYTHING, Ram
 from tests.nbd_talks import replies, request, talk
 
 SIZE = 1 << 20
 PAGE = 4096
+LARGE = 64 << 10
 
 
 @pytest.mark.parametrize("spec", ["memory:1M", "offset,offset=1M::memory:2M"])
@@ -55,6 +56,32 @@ async def test_every_request_is_answered_once(spec: str, step: int, seed: int) -
         assert content == model
         counted = source.counters["read"].requests + source.counters["write"].requests
         assert counted == cookie + SIZE // PAGE // 2 + 1
+
+
+@pytest.mark.parametrize("step", [1 << 30, 28 + LARGE, 28 + LARGE + 28, 28 + LARGE + 5, 10_007])
+@pytest.mark.parametrize("seed", range(3))
+async def test_large_writes_leave_what_follows_in_step(step: int, seed: int) -> None:
+    """Payloads that are received in place, in a hole or over data, with any request behind them, cut anywhere."""
+    chance = random.Random(seed)
+    async with open_stack("memory:4M") as source:
+        half = chance.randbytes(2 << 20)
+        await source.pwrite(memoryview(half), 0)
+        model = bytearray(half) + bytearray(2 << 20)
+        said, expected = bytearray(), dict[int, bytes]()
+        for cookie, block in enumerate(chance.sample(range(4 << 20 >> 17), 32)):
+            offset, kind = block << 17, chance.randrange(4)
+            length = chance.choice([PAGE, 333]) if kind < 2 else chance.choice([LARGE, LARGE, 100_000])
+            if kind == 0:
+                said += request(nbd.CMD_READ, cookie, offset, length)
+                expected[cookie] = bytes(model[offset : offset + length])
+            else:
+                payload = chance.randbytes(length)
+                said += request(nbd.CMD_WRITE, cookie, offset, length) + payload
+                model[offset : offset + length] = payload
+        lengths = {cookie: len(data) for cookie, data in expected.items()}
+        answers = replies(await talk(Export("", source), bytes(said), step), lengths)
+        assert answers == {cookie: (0, expected.get(cookie, b"")) for cookie in range(32)}
+        assert await read(source, 0, 4 << 20) == model
 
 
 class Faulty(Ram):

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from nbdfs.records import Record
 
+LEAST_IN_RUN = 3  # requests; fewer are carried out as fast one by one
 LONGEST_IN_RUN = 32 << 10  # bytes of a request
 MOST_IN_RUN = 256 << 10  # bytes of all requests
 

@@ -21,6 +21,7 @@ from collections.abc import Iterable
 
 from nbdfs.nbd.proto import constants as nbd
 from nbdfs.nbd.proto.events import (
+    LEAST_IN_RUN,
     LONGEST_IN_RUN,
     MOST_IN_RUN,
     Agreed,
@@ -158,19 +159,21 @@ class ServerTransmission:
         return request
 
     def next_run(self) -> Run | None:
-        """Two or more requests that are here with their payloads; None if what is next is no run: see `next_event`."""
+        """Requests that are here with their payloads; None if what is next is no run: see `next_event`."""
         received = self.received
         start = received.start
         here = received.end - start
-        if here < 2 * _REQUEST.size or self.extended or self._state is not _State.REQUEST:
+        if here < LEAST_IN_RUN * _REQUEST.size or self.extended or self._state is not _State.REQUEST:
             return None
         kind, _, _, length = _FIRST_OF_RUN.unpack_from(received.view, start)
         behind = length if kind == _PLAIN_WRITE else 0
         step = _REQUEST.size + behind
         mask = self._mask
-        if here < 2 * step or kind ^ _PLAIN not in self._plain or not 0 < length <= LONGEST_IN_RUN or length & mask:
+        if kind ^ _PLAIN not in self._plain or not 0 < length <= LONGEST_IN_RUN or length & mask:
             return None
         count = min(here // step, MOST_IN_RUN // length)
+        if count < LEAST_IN_RUN:
+            return None
         cookies: list[int] = []
         offsets: list[int] = []
         most = self._size - length
@@ -181,7 +184,7 @@ class ServerTransmission:
             cookies.append(cookie)
             offsets.append(offset)
         count = len(cookies)
-        if count < 2:
+        if count < LEAST_IN_RUN:
             return None
         received.start = end = start + count * step
         payloads = []
