@@ -188,7 +188,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.reply(302, Location="/plain?a b\xc3\xa4")
 
     def fault_elsewhere(self) -> None:
-        self.reply(302, Location=f"http://localhost:{self.server.server_port}/plain")  # type: ignore[attr-defined]
+        self.reply(302, Location=f"http://somebody:else@localhost:{self.server.server_port}/plain")  # type: ignore[attr-defined]
 
     def fault_downgrade(self) -> None:
         self.reply(302, Location="http://localhost:1/plain")

@@ -115,14 +115,14 @@ class Access:
         return result
 
     def _lasting_headers(self, url: str) -> list[tuple[str, str]]:
-        result = [("Host", urllib.parse.urlsplit(url).netloc), *_PLAIN]
+        result = [("Host", urllib.parse.urlsplit(url).netloc.rpartition("@")[2]), *_PLAIN]
         if _same_origin(url, self.url):
             result += self._fixed + self._scripted
             if self._user and not self._digest:
                 login = base64.b64encode(f"{self._user}:{self._password}".encode("utf-8", "surrogateescape")).decode()
                 result.append(("Authorization", f"Basic {login}"))
-        if self._cookies:
-            result += self._cookie(url)
+            if self._cookies:
+                result += self._cookie(url)
         return result
 
     def _cookie(self, url: str) -> list[tuple[str, str]]:

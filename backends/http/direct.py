@@ -35,6 +35,7 @@ from nbdfs.undo import unless_done
 _KEEP_ALIVE = 30.0  # seconds an idle connection is kept
 _MOST_HEAD = 64 << 10  # bytes
 _CHUNK = 64 << 10  # bytes received at once for h11
+_TURN = 16  # receives in a row, after which other tasks have their turn, and deadlines are seen
 _PORTS = {"http": 80, "https": 443}
 
 
@@ -60,6 +61,7 @@ class _Connection:
         self.idle_since = 0.0
         self._channel = channel
         self._stall = stall
+        self._came = 0  # receives in a row that did not wait
         self.close = channel.close
 
     @property
@@ -89,8 +91,12 @@ class _Connection:
                     await self._channel.readable()
                 if scope.cancelled_caught:
                     raise WireError("the server went silent")
+                self._came = 0
         except OSError as error:
             raise WireError(error.strerror or str(error)) from error
+        self._came += 1
+        if self._came % _TURN == 0:  # a server may say more, and faster, than we can hear
+            await trio.lowlevel.checkpoint()
         return count
 
 

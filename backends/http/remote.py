@@ -38,9 +38,9 @@ _UNSATISFIABLE = 416  # passed to the caller: it tells the size
 
 
 class BusyError(Exception):
-    """The server asks to be left alone for a while: `after` is in seconds, None if it did not say how long."""
+    """The server asks to be left alone for a while: `after` is in seconds, 0 if it did not say how long."""
 
-    def __init__(self, reason: str, after: float | None) -> None:
+    def __init__(self, reason: str, after: float) -> None:
         super().__init__(reason)
         self.after = after
 
@@ -95,7 +95,7 @@ class Remote:
         problem: Exception | None = None
         with trio.move_on_after(self._timeout) as scope:
             while True:
-                after = None
+                after = 0.0
                 try:
                     return await attempt()
                 except (WireError, BusyError) as error:
@@ -103,8 +103,8 @@ class Remote:
                     troubled()
                     if isinstance(error, UnreachableError) and not patient:
                         raise self.failure(f"cannot reach the server: {error}") from error
-                    after = error.after if isinstance(error, BusyError) else None
-                pause = after if after is not None else delay * (0.5 + random.random() / 2)  # noqa: S311 - only jitter
+                    after = error.after if isinstance(error, BusyError) else 0.0
+                pause = after or delay * (0.5 + random.random() / 2)  # noqa: S311 - only jitter
                 if trio.current_time() + pause > scope.deadline:
                     break
                 log.info("%s: %s: %s; trying again in %.1f s", self.shown, what, problem, pause)
@@ -199,11 +199,11 @@ _MEANINGS = {
 }
 
 
-def _retry_after(text: str) -> float | None:
-    """Seconds from a Retry-After header: a number or a date (RFC 9110, 10.2.3)."""
+def _retry_after(text: str) -> float:
+    """Seconds from a Retry-After header: a number or a date (RFC 9110, 10.2.3); 0 if it has none."""
     if text.isdecimal():
         return float(text)
     try:
         return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
     except (ValueError, OverflowError):
-        return None
+        return 0.0

@@ -98,6 +98,15 @@ async def test_a_long_read_over_few_connections_has_the_time_it_needs(server: Se
         assert await read(source, 0, len(server.state.content)) == CONTENT * 40
 
 
+async def test_a_server_that_asks_for_no_pause_is_not_asked_without_one(server: Served) -> None:
+    async with open_stack(f"http,timeout=1::{server.url('throttled')}") as source:
+        server.state.fail = ALWAYS
+        server.state.requests.clear()
+        with pytest.raises(OSError, match="given up within 1 s"):
+            await read(source, 0, 5000)
+    assert server.state.requests["GET"] < 20
+
+
 @pytest.mark.parametrize("path", ["busy", "hang-up", "short", "silent"])
 async def test_what_does_not_pass_is_eio_in_time(server: Served, path: str) -> None:
     async with open_stack(f"http,timeout=1::{server.url(path)}") as source:
@@ -306,12 +315,15 @@ def test_a_login_goes_out_as_the_bytes_it_came_in(tmp_path: Path) -> None:
 
 async def test_secrets_do_not_follow_a_redirect_elsewhere(server: Served, tmp_path: Path) -> None:
     (tmp_path / "headers").write_text("X-Token: abc\n")
-    options = f",user=user,password=+{tmp_path}/headers,headers=+{tmp_path}/headers"
+    cookies = [f"{host}\tFALSE\t/\tFALSE\t0\tsesame\topen\n" for host in ("127.0.0.1", "localhost.local")]
+    (tmp_path / "cookies").write_text("# Netscape HTTP Cookie File\n" + "".join(cookies))
+    options = f",user=user,password=+{tmp_path}/headers,headers=+{tmp_path}/headers,cookie-file={tmp_path}/cookies"
     async with open_stack(spec(server, "elsewhere", options)):
         pass
     first, second = server.state.headers[:2]
-    assert first["x-token"] == "abc" and "authorization" in first
-    assert "x-token" not in second and "authorization" not in second
+    assert first["x-token"] == "abc" and "authorization" in first and first["cookie"] == "sesame=open"
+    assert not {"x-token", "authorization", "cookie"} & set(second)
+    assert second["host"].startswith("localhost:")
 
 
 async def test_url_script_is_run_again_when_its_url_expires(server: Served, tmp_path: Path) -> None:

@@ -14,8 +14,10 @@ import pytest
 import trio
 import trustme
 
+from nbdfs.backends.http import direct
 from nbdfs.backends.http.direct import Direct
 from nbdfs.backends.http.wire import Response, UnreachableError, UntrustedError, WireError
+from nbdfs.nbd.channel import Channel
 
 BODY = bytes(range(256)) * 100
 HEAD = b"HTTP/1.1 206 Partial Content\r\nContent-Length: %d\r\n\r\n"
@@ -213,3 +215,32 @@ async def test_under_tls(tmp_path: Path) -> None:
             for _ in range(2):
                 assert await whole(await wire.send("GET", url, HOST)) == BODY
         nursery.cancel_scope.cancel()
+
+
+class _Talkative(Channel):
+    """A server that promises a response, again and again."""
+
+    said = 0
+
+    def recv_now(self, buffer: memoryview) -> int:
+        self.said += 1
+        assert self.said < 10_000, "nobody else has had a turn"
+        promise = b"HTTP/1.1 103 Early Hints\r\n\r\n"
+        buffer[: len(promise)] = promise
+        return len(promise)
+
+
+async def test_a_server_that_never_stops_talking_stops_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = socket.socketpair()
+
+    async def dial(_: object) -> Channel:
+        return _Talkative(ours, "server")
+
+    monkeypatch.setattr(direct, "dial", dial)
+    async with Direct(context=ssl.create_default_context(), connections=1, stall=10, unix="x") as wire:
+        with theirs:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(ask, wire)
+                for _ in range(5):
+                    await trio.lowlevel.checkpoint()
+                nursery.cancel_scope.cancel()
