@@ -72,6 +72,15 @@ class Manager:
                 return messages
 
 
+@pytest.fixture(autouse=True)
+def sender() -> Iterator[None]:
+    """The process's socket for messages ends with the test."""
+    yield
+    if systemd._sender.cache_info().currsize:
+        systemd._sender().close()
+        systemd._sender.cache_clear()
+
+
 @pytest.fixture
 def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Manager]:
     manager = Manager(tmp_path / "notify")
