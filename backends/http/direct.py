@@ -84,7 +84,13 @@ class _Connection:
             raise WireError("the server takes nothing")
 
     async def receive_into(self, buffer: memoryview) -> int:
-        """What is here, or comes next; 0 at the end of the connection."""
+        """What is here, or comes next; 0 at the end of the connection.
+
+        Nothing is awaited once something has come: `buffer` may be one that tasks share, and a count must not be lost.
+        """
+        self._came += 1
+        if self._came % _TURN == 0:  # a server may say more, and faster, than we can hear
+            await trio.lowlevel.checkpoint()
         try:
             while (count := self._channel.recv_now(buffer)) == WOULD_BLOCK:
                 with trio.move_on_after(self._stall) as scope:
@@ -94,9 +100,6 @@ class _Connection:
                 self._came = 0
         except OSError as error:
             raise WireError(error.strerror or str(error)) from error
-        self._came += 1
-        if self._came % _TURN == 0:  # a server may say more, and faster, than we can hear
-            await trio.lowlevel.checkpoint()
         return count
 
 

@@ -244,3 +244,41 @@ async def test_a_server_that_never_stops_talking_stops_nobody_else(monkeypatch: 
                 for _ in range(5):
                     await trio.lowlevel.checkpoint()
                 nursery.cancel_scope.cancel()
+
+
+class _AllHere(Channel):
+    """A server whose answer is here already, a byte at a time."""
+
+    def __init__(self, sock: socket.socket, answer: bytes) -> None:
+        super().__init__(sock, "server")
+        self.answer = answer
+
+    def recv_now(self, buffer: memoryview) -> int:
+        buffer[:1], self.answer = self.answer[:1], self.answer[1:]
+        return 1
+
+
+async def test_answers_that_come_at_once_are_not_mixed(monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = [socket.socketpair() for _ in range(4)]
+    answers = [
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n64\r\n%b\r\n0\r\n\r\n" % (b"%d" % i * 100)
+        for i in range(4)
+    ]
+    waiting = [_AllHere(ours, answer) for (ours, _), answer in zip(pairs, answers, strict=True)]
+    got: set[bytes] = set()
+
+    async def dial(_: object) -> Channel:
+        return waiting.pop()
+
+    async def ask_one() -> None:
+        got.add(await ask(wire))
+
+    monkeypatch.setattr(direct, "dial", dial)
+    with contextlib.ExitStack() as stack:
+        for _, theirs in pairs:
+            stack.enter_context(theirs)
+        async with Direct(context=ssl.create_default_context(), connections=4, stall=10, unix="x") as wire:
+            async with trio.open_nursery() as nursery:
+                for _ in range(4):
+                    nursery.start_soon(ask_one)
+    assert got == {b"%d" % i * 100 for i in range(4)}
