@@ -65,7 +65,9 @@ def test_the_sparse_random_pair_under_errors_and_delays(faults: str) -> None:
 def test_errors_of_a_server_are_tried_again(tmp_path: Path) -> None:
     server = ["--filter=error", "pattern", "16M", "error-pread-rate=0.3"]
     with nbdkit(tmp_path, *server) as uri:
-        summary = json.loads(nbdfs("copy", "--json", "--retry=40", "--digest=sha256", uri, "null:").stdout)
+        summary = json.loads(
+            nbdfs("copy", "--json", "--request-size=256k", "--retry=40", "--digest=sha256", uri, "null:").stdout
+        )
         assert "cannot read at byte" in complaint("copy", "--request-size=64k", uri, "null:")
     assert summary["retries"] > 0
     assert summary["digests"]["sha256"] == digest("pattern:16M")
