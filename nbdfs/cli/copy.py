@@ -53,7 +53,7 @@ def add_copy_arguments(parser: argparse.ArgumentParser, default: CopyOptions) ->
     add("-p", "--progress", nargs="?", const="bar", metavar="FD",
         help="show a progress bar, or with =FD write N/100 lines there")  # fmt: skip
     add("--queue-size", type=parse_size, default=default.queue_size, metavar="SIZE",
-        help="the most bytes in flight (default 16M)")  # fmt: skip
+        help="the most bytes in flight, on each connection if there are several (default 16M)")  # fmt: skip
     add("--request-size", type=parse_size, metavar="SIZE",
         help="bytes of one request, 32M at the most (default 1M, or 512K to a server on this machine)")  # fmt: skip
     add("-R", "--requests", type=_count, default=default.requests, metavar="N",

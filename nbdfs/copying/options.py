@@ -18,7 +18,8 @@ LARGEST_REQUEST = 32 << 20  # bytes; NBD clients and servers agree on no more
 class CopyOptions(Record):
     """How to copy.  Sizes in bytes; `sparse` None chooses a block size, 0 looks for no zeroes.
 
-    `request_size` None chooses what is usual for the ends.  `blank` says that the destination reads as zero everywhere.
+    `queue_size` is that of each connection which has a thread of its own, else of all.  `request_size` None chooses
+    what is usual for the ends.  `blank` says that the destination reads as zero everywhere.
     `compare_zeroes` asks the destination which ranges are zero already and leaves those alone.  `rate` in bytes a
     second, 0 for no limit.  `digests` are names of hashlib, `block_hash` as `BlockHash` reads it, None for none.
     `resume` names the state file.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable
 from typing import Protocol
 
@@ -20,14 +19,10 @@ log = logging.getLogger(__name__)
 
 
 class End(Protocol):
-    """One end of a copy: how many lanes it takes, and whether they may wait for something far away.
-
-    `request` is how many bytes it is well asked for at once.
-    """
+    """One end of a copy: how many lanes it takes, and how many bytes it is well asked for at once (`request`)."""
 
     name: str
     lanes: int
-    far: bool
     request: int
     work: Work  # set once it is planned
 
@@ -97,12 +92,9 @@ class LaneCopy:
     def run(self, display: Display | None) -> None:
         """Copy as much as goes this way; `work` says afterwards how far that was."""
         assert self.work
+        # More than there are processors: while one waits to be woken, others have something to do.
         count = min(end.lanes for end in self._ends)
-        if not any(end.far for end in self._ends):
-            count = min(count, os.cpu_count() or 1)  # more would take turns, and cool each other's caches
-        in_flight = self._options.queue_size // self._longest
-        count = max(1, min(count, in_flight))
-        self._depth = max(1, min(self._options.requests, in_flight // count))
+        self._depth = max(1, min(self._options.requests, self._options.queue_size // self._longest))
         self._first = self._ports()
         self.work.carry_out([self._first_lane, *[self._further_lane] * (count - 1)], self._flush, self._halt, display)
 

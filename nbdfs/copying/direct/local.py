@@ -27,7 +27,6 @@ class _Local:
     """What local ends have in common: any number of lanes, and no connection that could be lost."""
 
     lanes = _MOST_LANES
-    far = False
     request = NEAR_REQUEST
     created = False
     blank = True

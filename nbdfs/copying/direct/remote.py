@@ -66,8 +66,7 @@ class RemoteEnd:
         self._halted = False
         self._lock = threading.Lock()  # of `_connections` and `_halted`
         self.name = str(remote.uri)
-        self.far = isinstance(remote.uri.address, Tcp)
-        self.request = REQUEST if self.far else NEAR_REQUEST
+        self.request = REQUEST if isinstance(remote.uri.address, Tcp) else NEAR_REQUEST
         with unless_done(self.close):
             try:
                 self._spare: Connection | None = connect(remote.uri, remote.timeout, self._opened)
