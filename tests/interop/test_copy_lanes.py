@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -24,6 +25,7 @@ from tests.tools import TIMEOUT, command, complaint, nbdfs
 __all__ = ["serve"]
 
 MIB = 1 << 20
+LITTLE = "--queue-size=1M"  # so that small copies keep several lanes busy
 ALONE = ["multi-conn-mode=disable"]
 BLOCKS = ["blocksize-minimum=512", "blocksize-preferred=4k", "blocksize-maximum=128k", "blocksize-error-policy=error"]
 
@@ -56,7 +58,7 @@ def same(one: str | Path, other: str | Path) -> bool:
 
 
 def summary(*words: str | Path) -> dict[str, int]:
-    found: dict[str, int] = json.loads(nbdfs("copy", "--json", *words).stdout)
+    found: dict[str, int] = json.loads(nbdfs("copy", "--json", LITTLE, *words).stdout)
     assert found["copied"] + found["zeroed"] + found["skipped"] == found["size"]
     return found
 
@@ -181,8 +183,8 @@ def test_a_server_that_answers_reads_with_holes(image: Path, folders: tuple[Path
 def test_holes_in_replies_of_our_own_server(connections: int, serve: Server, tmp_path: Path) -> None:
     """Runs of 64 KiB whose holes are too short for requests of their own."""
     one, two = serve("sparse-random,seed=5,percent=60,runlength=64k:16M").uri, serve("memory:16M").uri
-    nbdfs("copy", f"--connections={connections}", one, two)
-    nbdfs("copy", f"--connections={connections}", one, tmp_path / "file")
+    nbdfs("copy", f"--connections={connections}", LITTLE, one, two)
+    nbdfs("copy", f"--connections={connections}", LITTLE, one, tmp_path / "file")
     assert same(one, two)
     assert same(one, tmp_path / "file")
 
@@ -235,7 +237,7 @@ def test_a_failed_flush_is_no_success(folders: tuple[Path, Path]) -> None:
     script = ["eval", "get_size=echo 1048576", "pwrite=cat >/dev/null", "can_write=exit 0", "can_flush=exit 0",
               "flush=echo EIO no >&2; exit 1", "pread=head -c $3 /dev/zero"]  # fmt: skip
     with nbdkit(folders[0], "pattern", "1M") as one, nbdkit(folders[1], *script) as two:
-        line = complaint("copy", one, two)
+        line = complaint("copy", LITTLE, one, two)
     assert "cannot flush the destination" in line
     assert "is incomplete" in line
 
@@ -323,6 +325,17 @@ def test_a_copy_whose_server_is_gone_is_no_success(serve: Server, tmp_path: Path
     with cutting(tmp_path / "cut.sock", one, MIB, broken=1, afterwards=0) as through:
         line = complaint("copy", "--connections=1", "--request-size=64k", through, two)
     assert f"; {two} is incomplete, " in line
+
+
+@pytest.mark.parametrize(("queue", "enters"), [("16M", False), ("1M", True)])
+def test_a_copy_enters_no_more_often_than_it_has_use_for(queue: str, enters: bool, tmp_path: Path) -> None:
+    server = ["nbdkit", "-U", "-", "--filter=limit", "sparse-random", "16M", "percent=100", "limit=2"]
+    copy = shlex.join([*command("copy", "-v", f"--queue-size={queue}", "--request-size=512k"), "{uri}", "{uri}"])
+    done = subprocess.run(
+        [*server, "--run", copy.replace("'{uri}'", '"$uri"')], capture_output=True, text=True, timeout=TIMEOUT
+    )
+    assert done.returncode == 0, done.stderr
+    assert ("no further connection" in done.stderr) == enters
 
 
 @contextlib.contextmanager

@@ -154,6 +154,7 @@ class Lane:
             for fd in self._pipe:
                 os.close(fd)
             self.ended = True
+            self._work.lane_has_ended()
 
     def flush(self) -> None:
         """Make what was written durable.  Raises OSError or LostError."""
@@ -198,6 +199,8 @@ class Lane:
         if to_read:
             self._asked += len(to_read)
             self._source.begin(to_read)
+        if self._moves == self._depth:
+            self._work.lane_is_full()
         return self._moves > 0
 
     def _hear_source(self) -> bool:

@@ -152,7 +152,10 @@ class LaneCopy:
         self._run_lane(*self._first)
 
     def _further_lane(self) -> None:
-        """A lane with connections of its own; a server that does not let it in goes on with those it has."""
+        """A lane with connections of its own, if one is not enough; a server may go on with those it has."""
+        assert self.work
+        if not self.work.wants_more_lanes():
+            return
         try:
             ports = self._ports()
         except OSError as error:

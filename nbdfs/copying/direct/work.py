@@ -73,6 +73,7 @@ class Work:
         self._planning = threading.Lock()  # held while a window is planned: the pieces stay in order
         self._reporting = threading.Lock()
         self._stopped = threading.Event()
+        self._left = threading.Event()  # a lane is full and pieces are left, or it has come to its end
         self._ended = threading.Event()  # set when a step is done, cleared by who waits, before looking
 
     def next(self, lane: Any = None, *, wait: bool = True) -> Piece | None:
@@ -95,6 +96,19 @@ class Work:
                 return piece
             self.arrived(piece, copied=0, zeroed=0)
         return None
+
+    def lane_is_full(self) -> None:
+        """A lane has as much to do as it can have."""
+        if self._ready:
+            self._left.set()
+
+    def lane_has_ended(self) -> None:
+        self._left.set()
+
+    def wants_more_lanes(self) -> bool:
+        """Wait until a lane is full or has ended; whether there is something to do for others."""
+        self._left.wait()
+        return bool(self._ready) and not self.stopped
 
     def plan_ahead(self, lane: Any) -> None:
         """Plan the next window if few pieces are left, unless another lane does."""
