@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nbdfs.nbd.proto import constants as nbd
+from nbdfs.nbd.proto import replies
 from nbdfs.nbd.proto.events import ProtocolError
 from nbdfs.nbd.proto.input import Input
 from nbdfs.nbd.proto.pending import Pending
@@ -171,6 +172,16 @@ def test_what_a_server_must_not_send_is_refused(form: str, make, stream: bytes, 
     client = Client(make(), form)
     with pytest.raises(ProtocolError, match=complaint):
         client.feed(stream + bytes(32))
+
+
+def test_extents_without_end_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever contexts they are said to belong to: each has its chunk, and all would be kept."""
+    monkeypatch.setattr(replies, "_MOST_EXTENTS", 10)
+    client = Client(status_request(), "structured")
+    with pytest.raises(ProtocolError, match="more than 10 extents"):
+        for context in range(6):
+            client.feed(chunk(5, struct.pack(">I4I", context, 1, 0, 1, 0), 0))
+    assert len(client.request.extents) == 5
 
 
 def test_an_orphans_payload_goes_nowhere() -> None:

@@ -34,6 +34,7 @@ _HOLE = struct.Struct(">QI")
 _ERROR = struct.Struct(">IH")
 _STATUS_EXT = struct.Struct(">II")
 _MOST_BODY = 16 << 20  # bytes of a chunk that is not data
+_MOST_EXTENTS = 2 << 20  # of one reply, in all its contexts; NBD_REPLY_TYPE_BLOCK_STATUS allows half in each
 _NOWHERE = memoryview(b"")
 _SCRATCH = memoryview(bytearray(256 << 10))  # for what nobody wants any more
 
@@ -257,6 +258,8 @@ class Replies(Generic[P]):
             raise ProtocolError("block status that was not asked for")
         if context in request.extents:
             raise ProtocolError("block status of the same context twice")
+        if sum(map(len, request.extents.values())) + len(extents) > _MOST_EXTENTS:
+            raise ProtocolError(f"block status of more than {_MOST_EXTENTS} extents")
         if not all(length for length, _ in extents):
             raise ProtocolError("an extent of no length")
         request.extents[context] = extents
