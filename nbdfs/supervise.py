@@ -63,15 +63,20 @@ def stop_requests() -> Iterator[Stopped]:
     A SIGHUP that is ignored, as nohup(1) has it, stays so; `reload_requests` inside the block takes it for itself.
     """
     asked = False
+    early: list[int] = []  # came before trio's receiver was there, or, which nobody looks at, after it was gone
+
+    def note(number: int, _: object) -> None:
+        early.append(number)
+
     ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     numbers = [number for number in STOP_SIGNALS if not (ignored and number == signal.SIGHUP)]
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
+    before = {number: signal.signal(number, note) for number in numbers}
     try:
         with trio.open_signal_receiver(*numbers) as signals:
 
             async def stopped() -> int:
                 nonlocal asked
-                number = await anext(signals)
+                number = early[0] if early else await anext(signals)
                 asked = True
                 return number
 

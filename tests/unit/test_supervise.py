@@ -1,15 +1,19 @@
-"""The PID file."""
+"""The PID file, and the signals that ask to stop."""
 
 from __future__ import annotations
 
 import errno
 import os
+import signal
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
+import trio
 
 from nbdfs.errors import UserError
-from nbdfs.supervise import pid_file
+from nbdfs.supervise import STOP_SIGNALS, pid_file, stop_requests
 
 
 def test_it_is_there_for_the_block(tmp_path: Path) -> None:
@@ -59,3 +63,26 @@ def test_that_of_a_process_that_came_after_us_stays(tmp_path: Path) -> None:
         (tmp_path / "new").write_text("another")
         (tmp_path / "new").rename(path)
     assert path.read_text() == "another"
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """What hears the signals that ask to stop is put back afterwards."""
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+async def test_no_stop_signal_is_lost_while_who_hears_it_is_put_in_place(
+    monkeypatch: pytest.MonkeyPatch, handlers: None
+) -> None:
+    hear = trio.open_signal_receiver
+
+    def just_before(*numbers: signal.Signals) -> AbstractContextManager[object]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return hear(*numbers)
+
+    monkeypatch.setattr(trio, "open_signal_receiver", just_before)
+    with stop_requests() as stopped, trio.fail_after(10):
+        assert await stopped() == signal.SIGTERM
