@@ -1,7 +1,7 @@
 """The `blocksize` layer: requests of any offset and length over a source with limits.
 
-Reads and writes are cut to the maximum and widened to the minimum of what is below; a write that begins or
-ends inside a block reads that block first.  Invariant: whoever changes bytes holds the lock on all the blocks that
+Reads and writes are cut to the maximum and widened to the minimum, of what is below or as given; a write that begins
+or ends inside a block reads that block first.  Invariant: whoever changes bytes holds the lock on all the blocks that
 it touches, so no read-modify-write can undo a neighbour's completed write.
 """
 
@@ -10,28 +10,46 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterator, Sequence
 
-from nbdfs.errors import SourceError
+from nbdfs.errors import SourceError, UsageError
 from nbdfs.rangelock import RangeLock
 from nbdfs.ranges import align_down, align_up, pieces
-from nbdfs.records import replace
-from nbdfs.registry import LayerDriver, NoOptions, OpenContext
+from nbdfs.records import Record, replace
+from nbdfs.registry import SIZE, LayerDriver, OpenContext, option
 from nbdfs.source import ALLOCATION, Backing, BlockSize, Extent, Layer, Source
 
 _MAXIMUM = 64 << 20  # bytes of one request from above
+_LARGEST_MINIMUM = 64 << 10  # bytes; NBD protocol, "Block size constraints"
+
+
+class BlocksizeOptions(Record):
+    minimum: int = option(1, SIZE, "bytes that requests below are multiples of, if not of more already")
+    maximum: int = option(
+        _MAXIMUM, SIZE, "bytes of the longest read or write below, if the source takes so many"
+    )
+
+
+_NO_LIMITS = BlocksizeOptions()
 
 
 class Blocksize(Layer):
-    """`below` without its block size limits.  Content is unchanged, so fast paths pass through."""
+    """`below` without its block size limits, which are narrowed by `limits`.
 
-    def __init__(self, below: Source) -> None:
+    Content is unchanged, so fast paths pass through; but a part of a block at the end is out of reach.
+    """
+
+    def __init__(self, below: Source, limits: BlocksizeOptions = _NO_LIMITS) -> None:
         super().__init__(below)
         block = below.info.block
-        self._block = block.minimum
-        self._step = max(align_down(block.maximum, block.minimum), block.minimum)
+        self._block = max(block.minimum, limits.minimum)
+        self._step = max(align_down(min(block.maximum, limits.maximum), self._block), self._block)
         self._lock = RangeLock()
+        self._limited = limits != _NO_LIMITS
         self.eager = below.eager
         self.batches = below.batches
-        self.info = replace(below.info, block=BlockSize(1, block.preferred, _MAXIMUM))
+        self.info = replace(below.info, block=BlockSize(1, max(block.preferred, self._block), _MAXIMUM))
+        if left := self.info.size % self._block:
+            missing = f"the last {left} of {self.info.size} bytes are less than a block of {self._block}"
+            self.info = replace(self.info, size=self.info.size - left, missing=missing)
 
     async def pread_into(self, buffer: memoryview, offset: int) -> None:
         length = len(buffer)
@@ -114,7 +132,7 @@ class Blocksize(Layer):
         return length <= self._step and not any((offset | length) & (self._block - 1) for offset in offsets)
 
     def backing(self) -> Backing | None:
-        return self.below.backing()
+        return None if self._limited else self.below.backing()
 
     def poller(self) -> Callable[[], bool] | None:
         return self.below.poller()
@@ -143,8 +161,15 @@ class Blocksize(Layer):
         return block
 
 
-def _open(below: Source, options: NoOptions, context: OpenContext) -> Source:
-    return Blocksize(below)
+def _open(below: Source, options: BlocksizeOptions, context: OpenContext) -> Source:
+    minimum, maximum = options.minimum, options.maximum
+    if not 1 <= minimum <= _LARGEST_MINIMUM or minimum & (minimum - 1):
+        raise UsageError(f"blocksize: minimum must be a power of two up to 64k, not {minimum}")
+    if maximum < minimum or maximum % minimum:
+        raise UsageError(f"blocksize: maximum must be a multiple of the minimum {minimum}, not {maximum}")
+    return Blocksize(below, options)
 
 
-DRIVER = LayerDriver("blocksize", "cut and align requests to what the source below accepts", open=_open)
+DRIVER = LayerDriver(
+    "blocksize", "cut and align requests to what the source below accepts", BlocksizeOptions, open=_open
+)

@@ -164,7 +164,7 @@ FILTERS: Mapping[str, Filter] = {
     "truncate": Filter("resize", {"truncate": Key("size"), "round-up": Key("round-up"),
                                   "round-down": Key("round-down")}, idle=True),
     "readahead": Filter("readahead"),
-    "blocksize": Filter("blocksize"),
+    "blocksize": Filter("blocksize", {"minblock": Key("minimum"), "maxdata": Key("maximum"), "maxlen": Key("", _size)}),
     "checkwrite": Filter("checkwrite"),
     "log": Filter("log", {"logfile": Key("file"), "logappend": Key("append")}),
     "stats": Filter("stats", {"statsfile": Key("file"), "statsappend": Key("append")}),

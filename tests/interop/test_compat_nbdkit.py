@@ -32,6 +32,7 @@ def nbdkit(*words: str | Path) -> str:
         (("--filter=truncate", "null", "1M"), 1 << 20),
         (("--filter=truncate", "null", "1M", "truncate=0"), 0),
         (("--filter=truncate", "null", "1M", "truncate=2000", "round-up=512"), 2048),
+        (("--filter=blocksize", "null", "1000", "minblock=512", "maxdata=1k"), 512),
         (("memory", "1M", "allocator=malloc,mlock=true"), 1 << 20),
         (("data", "1", "allocator=sparse", "size=512"), 512),
         (("--filter=cow", "memory", "1M", "cow-on-read=false", "cow-on-cache=0"), 1 << 20),

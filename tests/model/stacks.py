@@ -77,5 +77,6 @@ STACKS: dict[str, Open] = {
     "blocks-4096": limited(4096, 4096),
     "blocks-of-any-length": limited(1, 3000),
     "blocks-twice": spec("blocksize::blocksize::file,direct:{}"),
+    "blocks-narrowed": spec("blocksize,minimum=1k,maximum=3k::{}"),
     "cow": spec(f"cow::memory:{SIZE}"),
 }

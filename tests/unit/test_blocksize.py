@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import trio
 import trio.testing
 
-from nbdfs.backends.blocksize import Blocksize
+from nbdfs.backends.blocksize import Blocksize, BlocksizeOptions
 from nbdfs.checked import Checked
+from nbdfs.errors import UsageError
 from nbdfs.records import replace
 from nbdfs.source import BlockSize, Caps, Source, SourceInfo, read
+from nbdfs.stack import open_stack
 
 SIZE = 64 << 10
 BLOCK = 4096
@@ -132,6 +135,42 @@ async def test_reads_of_any_range() -> None:
         (SIZE - 1, 1),
     ):
         assert await read(door, offset, length) == below.data[offset : offset + length]
+
+
+async def test_limits_may_be_narrowed() -> None:
+    below = Slow()
+    below.info = replace(below.info, block=BlockSize())
+    door = Checked(Blocksize(Checked(below), BlocksizeOptions(minimum=BLOCK, maximum=BLOCK)))
+    await door.pwrite(memoryview(b"x" * (2 * BLOCK + 1)), 0)
+    assert below.calls[:2] == [("write", 0, BLOCK, False), ("write", BLOCK, BLOCK, False)]
+    assert below.calls[2:] == [("read", 2 * BLOCK, BLOCK), ("write", 2 * BLOCK, BLOCK, False)]
+    assert below.data == b"x" * (2 * BLOCK + 1) + bytes(SIZE - 2 * BLOCK - 1)
+
+
+async def test_a_part_of_a_block_at_the_end_is_out_of_reach(tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(bytes(range(256)) * 8 + b"end")
+    async with open_stack(f"blocksize,minimum=512::{image}") as door:
+        assert door.info.size == 2048 and door.backing() is None
+        assert door.info.missing == "the last 3 of 2051 bytes are less than a block of 512"
+        assert await read(door, 2047, 1) == b"\xff"
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ("minimum=0", "minimum must be a power of two up to 64k, not 0"),
+        ("minimum=1000", "minimum must be a power of two up to 64k, not 1000"),
+        ("minimum=128k", "minimum must be a power of two up to 64k, not 131072"),
+        ("maximum=0", "maximum must be a multiple of the minimum 1, not 0"),
+        ("minimum=4k,maximum=2k", "maximum must be a multiple of the minimum 4096, not 2048"),
+        ("minimum=4k,maximum=5k", "maximum must be a multiple of the minimum 4096, not 5120"),
+    ],
+)
+async def test_limits_that_make_no_sense(options: str, complaint: str) -> None:
+    with pytest.raises(UsageError, match=complaint):
+        async with open_stack(f"blocksize,{options}::null:1M"):
+            pass
 
 
 async def test_a_maximum_that_is_no_multiple_of_the_block() -> None:
