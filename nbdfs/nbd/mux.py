@@ -121,7 +121,8 @@ class Mux:
     def overdue(self, before: float) -> list[Request]:
         """The requests in flight that were sent before then.
 
-        Those that were given up are among them: others wait for what a change does."""
+        Those that were given up are among them: others wait for what a change does.
+        """
         return [request for request in self._in_flight.values() if request.sent < before]
 
     @property
