@@ -23,9 +23,7 @@ _LARGEST_MINIMUM = 64 << 10  # bytes; NBD protocol, "Block size constraints"
 
 class BlocksizeOptions(Record):
     minimum: int = option(1, SIZE, "bytes that requests below are multiples of, if not of more already")
-    maximum: int = option(
-        _MAXIMUM, SIZE, "bytes of the longest read or write below, if the source takes so many"
-    )
+    maximum: int = option(_MAXIMUM, SIZE, "bytes of the longest read or write below, if the source takes so many")
 
 
 _NO_LIMITS = BlocksizeOptions()
