@@ -338,6 +338,17 @@ def test_a_copy_enters_no_more_often_than_it_has_use_for(queue: str, enters: boo
     assert ("no further connection" in done.stderr) == enters
 
 
+@pytest.mark.parametrize("limit", [5, 6, 7, 9, 12, 14])
+def test_a_copy_does_with_the_descriptors_there_are(limit: int) -> None:
+    """A lane takes four, beside the three that every process has; without a second lane the first does all."""
+    server = ["nbdkit", "-U", "-", "sparse-random", "16M", "percent=100"]
+    close = " ".join(f"{descriptor}>&-" for descriptor in range(3, 10))
+    copy = f'ulimit -n {limit}; exec {shlex.join(command("copy", LITTLE))} "$uri" "$uri" {close}'
+    done = subprocess.run([*server, "--run", copy], capture_output=True, text=True, timeout=TIMEOUT)
+    assert (done.returncode == 0) == (limit >= 7), done.stderr
+    assert ("too many open files" in done.stderr) == (limit < 7), done.stderr
+
+
 @contextlib.contextmanager
 def cutting(path: Path, uri: str, limit: int, broken: int = 2, afterwards: int = 1 << 40) -> Iterator[str]:
     """A way to a server that breaks: its URI.  `broken` connections pass on `limit` bytes, the others `afterwards`."""

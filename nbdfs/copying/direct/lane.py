@@ -122,7 +122,7 @@ class Outlet(End, Protocol):
 class Lane:
     """Moves pieces of `work` between two ends, `depth` at a time.
 
-    `sparse` is the block in which zeroes are looked for.
+    `sparse` is the block in which zeroes are looked for.  Raises OSError if there is no pipe to be had.
     """
 
     def __init__(self, work: Work, source: Intake, destination: Outlet, *, depth: int, sparse: int) -> None:
@@ -137,13 +137,12 @@ class Lane:
         self._look_at = 0  # the one of those in which zeroes are looked for next
         self._splices = source.splices and destination.splices
         self.ended = False  # its thread has left the ends to others
-        self._pipe = (-1, -1)
+        self._pipe = os.pipe()  # which `run` closes
+        with contextlib.suppress(OSError):  # as many as the user's share allows
+            fcntl.fcntl(self._pipe[1], fcntl.F_SETPIPE_SZ, _PIPE)
 
     def run(self) -> None:
         """Until there is no more to do, an end is lost, or a request fails."""
-        self._pipe = os.pipe()
-        with contextlib.suppress(OSError):  # as many as the user's share allows
-            fcntl.fcntl(self._pipe[1], fcntl.F_SETPIPE_SZ, _PIPE)
         try:
             self._go_on()
         except LostError as error:

@@ -95,8 +95,8 @@ class LaneCopy:
         # More than there are processors: while one waits to be woken, others have something to do.
         count = min(end.lanes for end in self._ends)
         self._depth = max(1, min(self._options.requests, self._options.queue_size // self._longest))
-        self._first = self._ports()
-        self.work.carry_out([self._first_lane, *[self._further_lane] * (count - 1)], self._flush, self._halt, display)
+        first = self._lane()
+        self.work.carry_out([first.run, *[self._further_lane] * (count - 1)], self._flush, self._halt, display)
 
     def close(self) -> None:
         for end in self._ends:
@@ -145,26 +145,23 @@ class LaneCopy:
 
     # Lanes
 
-    def _ports(self) -> tuple[Intake, Outlet]:
-        return self._source.intake(self._longest, self._whole), self._destination.outlet(self._blank)
-
-    def _first_lane(self) -> None:
-        self._run_lane(*self._first)
+    def _lane(self) -> Lane:
+        """A lane with connections of its own.  Raises OSError if there is none to be had."""
+        assert self.work
+        source = self._source.intake(self._longest, self._whole)
+        destination = self._destination.outlet(self._blank)
+        lane = Lane(self.work, source, destination, depth=self._depth, sparse=self._sparse)
+        self._lanes.append(lane)
+        return lane
 
     def _further_lane(self) -> None:
-        """A lane with connections of its own, if one is not enough; a server may go on with those it has."""
+        """One lane more, if those there are do not do; a server or the system may have no room for it."""
         assert self.work
         if not self.work.wants_more_lanes():
             return
         try:
-            ports = self._ports()
+            lane = self._lane()
         except OSError as error:
             log.info("no further connection: %s", error.strerror or error)
         else:
-            self._run_lane(*ports)
-
-    def _run_lane(self, source: Intake, destination: Outlet) -> None:
-        assert self.work
-        lane = Lane(self.work, source, destination, depth=self._depth, sparse=self._sparse)
-        self._lanes.append(lane)
-        lane.run()
+            lane.run()
