@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field
 import trio
 
 from nbdfs import supervise, systemd
+from nbdfs.barrier import Barrier
 from nbdfs.config.files import current
 from nbdfs.control.server import Method
 from nbdfs.errors import UserError
@@ -110,15 +112,18 @@ class Reloader:
 
     async def on_signals(self, signals: AsyncIterator[int]) -> None:
         async for _ in signals:
-            with systemd.reloading():
+            # What is in use goes on, whatever is found.
+            with systemd.reloading(), Barrier("reload", _failed):
                 try:
                     outcome = await self.reload()
                 except UserError as error:
                     log.error("reload: nothing is changed: %s", error)
-                except Exception:  # what is in use goes on
-                    log.exception("reload: unexpected error")
                 else:
                     log.log(logging.ERROR if outcome.problems else logging.INFO, "reload: %s", outcome)
+
+
+def _failed(number: int) -> None:
+    log.error("reload: nothing more is changed: %s", os.strerror(number))
 
 
 @asynccontextmanager

@@ -10,13 +10,14 @@ import logging
 import re
 import socket
 from collections.abc import AsyncIterator, Iterable
-from contextlib import ExitStack, asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager
 from http import HTTPStatus
 from itertools import chain
 
 import h11
 import trio
 
+from nbdfs.barrier import Barrier
 from nbdfs.export import Export
 from nbdfs.metrics.families import families
 from nbdfs.metrics.text import CONTENT_TYPE
@@ -91,11 +92,9 @@ async def _next_client(listener: Listener) -> SocketStream:
 async def _serve(stream: SocketStream, exports: Iterable[Export], room: trio.Semaphore) -> None:
     """Answer one client and give its place in `room` free.  A fault of ours is logged and ends only this answer."""
     try:
-        with trio.move_on_after(_TIMEOUT), suppress(OSError):
+        with Barrier("metrics", lambda _: None), trio.move_on_after(_TIMEOUT):
             await _answer(stream, exports)
             await _hang_up(stream)
-    except Exception:
-        log.exception("metrics: unexpected error")
     finally:
         stream.close()
         room.release()

@@ -7,13 +7,16 @@ block it takes no more clients and requests, answers what is in flight, and clos
 from __future__ import annotations
 
 import logging
+import os
 import ssl
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from functools import partial
 from weakref import WeakKeyDictionary
 
 import trio
 
+from nbdfs.barrier import Barrier
 from nbdfs.export import Export
 from nbdfs.nbd.buffers import Buffers
 from nbdfs.nbd.connection import Connection
@@ -27,6 +30,10 @@ from nbdfs.nursery import serving_nursery
 log = logging.getLogger(__name__)
 
 _ACCEPT_PAUSE = 0.2  # seconds without accepting when descriptors have run out
+
+
+def _dropped(peer: str, number: int) -> None:
+    log.error("%s: dropped: %s", peer, os.strerror(number))
 
 
 class Server:
@@ -71,9 +78,8 @@ class Server:
         connection = Connection(self, stream)
         self._connections.add(connection)
         try:
-            await connection.run()
-        except Exception:
-            log.exception("%s: unexpected error", stream.peer)
+            with Barrier(stream.peer, partial(_dropped, stream.peer)):
+                await connection.run()
         finally:
             self._connections.discard(connection)
             self.served.set()
